@@ -1,0 +1,29 @@
+"""The DataLoader for asyncio and trio: many small loads become few calls of a batch function."""
+
+from . import schedules as schedules
+from ._errors import BatchResultError as BatchResultError
+from ._errors import LoadCancelledError as LoadCancelledError
+from ._errors import LoadDeadlockError as LoadDeadlockError
+from ._errors import LoaderClosedError as LoaderClosedError
+from ._errors import LoaderError as LoaderError
+from ._errors import LoaderNotOpenError as LoaderNotOpenError
+from ._handle import LoadHandle as LoadHandle
+from ._handle import LoadManyHandle as LoadManyHandle
+from ._loader import DataLoader as DataLoader
+from ._statistics import LoaderStatistics as LoaderStatistics
+from ._threads import in_thread as in_thread
+
+__all__ = (
+    "BatchResultError",
+    "DataLoader",
+    "LoadCancelledError",
+    "LoadDeadlockError",
+    "LoadHandle",
+    "LoadManyHandle",
+    "LoaderClosedError",
+    "LoaderError",
+    "LoaderNotOpenError",
+    "LoaderStatistics",
+    "in_thread",
+    "schedules",
+)

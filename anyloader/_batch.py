@@ -1,0 +1,564 @@
+"""
+One batch: a synchronous state machine. Nothing in here awaits, and nothing else changes a batch.
+
+Theory of operation
+===================
+
+A batch collects *entries*: one handle for each key that the batch function will be given. All
+other loads of an entry (a second ``load`` of a pending key, a key deduplicated with the cache off)
+are its *followers*, handles of their own that settle with it. A ``load_many`` is one load in every
+batch that it touches, whatever the number of its keys. So::
+
+    loads on a batch  =  entries made by load  +  followers  +  load_manys
+    ``live``          =  how many of these are still wanted (see the table in _handle)
+
+When ``live`` drops to zero nobody wants the batch: sealed or running, it is cancelled at once; an
+open one finds out when it is sealed, because until then an await may revive a load. That one
+number is kept up to date by whoever changes sides, so cancelling n waiters costs O(n). Which keys
+are unwanted is worked out only once, at the seal, and only if ``live`` ever went down.
+
+The states and all moves between them stand in ``TRANSITIONS``. A move that is not in the table
+raises and changes nothing.
+
+==========  ====================================================================================
+OPEN        takes keys; a task runs the schedule (under ``manual()`` there is none)
+SEALED      takes no more keys; waits for a token of the limiter, where there is one
+RUNNING     the batch function runs
+DONE        all loads are settled; a cancelled function may still be cleaning up
+==========  ====================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+from ._errors import LoadCancelledError, LoadDeadlockError
+from ._handle import Failure, LoadHandle, LoadManyHandle, running_batch
+from ._results import ResultRules, aligned, excerpt, on_missing_value, wrong_result
+
+if TYPE_CHECKING:
+    from anyio import CapacityLimiter, CancelScope
+
+    from ._dispatcher import Dispatcher
+
+__all__ = ("TRANSITIONS", "Batch", "BatchRules", "new_handle")
+
+T = TypeVar("T")
+
+OPEN: Final = "open"
+SEALED: Final = "sealed"
+RUNNING: Final = "running"
+DONE: Final = "done"
+
+#: state -> event -> next state. The diagram in the documentation is generated from this table.
+TRANSITIONS: Final = {
+    OPEN: {"seal": SEALED, "fail": DONE, "cancel": DONE},
+    SEALED: {"start": RUNNING, "drop": DONE, "fail": DONE, "cancel": DONE},
+    RUNNING: {"settle": DONE, "fail": DONE, "cancel": DONE},
+    DONE: {},
+}
+
+
+class BatchRules(ResultRules, Protocol):
+    """What a batch asks of its loader."""
+
+    limiter: CapacityLimiter | None
+
+    def keeps_error(self, error: Exception) -> bool: ...
+
+    def evict(self, pairs: Iterable[tuple[Any, LoadHandle[Any]]]) -> None: ...
+
+    def batch_started(self, keys: int) -> None: ...
+
+    def batch_left(self, batch: Batch) -> None: ...
+
+
+def new_handle(
+    key: Any, batch: Batch | None, waiters: Any = None, _new: Any = object.__new__
+) -> LoadHandle[Any]:
+    handle: LoadHandle[Any] = _new(LoadHandle)
+    handle._key = key
+    handle._batch = batch
+    handle._waiters = waiters
+    return handle
+
+
+def _is_wanted(handle: LoadHandle[Any]) -> bool:
+    return handle._waiters is None or bool(handle._waiters)
+
+
+class Batch:
+    """See the theory of operation on top of this module."""
+
+    __slots__ = (
+        "_deferred",
+        "_followers",
+        "_index",
+        "_sift_needed",
+        "added",
+        "cache_keys",
+        "dispatcher",
+        "entries",
+        "keys_",
+        "live",
+        "load_manys",
+        "origins",
+        "reason",
+        "rules",
+        "schedule_scope",
+        "state",
+        "waits",
+        "watchers",
+        "worker_scope",
+    )
+
+    def __init__(self, rules: BatchRules, dispatcher: Dispatcher, own_cache_keys: bool) -> None:
+        self.rules = rules
+        self.dispatcher = dispatcher
+        #: One of the four states. Changed by ``_move`` only.
+        self.state: str = OPEN
+        #: Why it was sealed: "schedule", "full", "dispatch" or "close".
+        self.reason: str | None = None
+        #: Keys, cache keys and entries run in parallel. Appended to by the loader while OPEN,
+        #: filtered by ``_sift`` only. Without ``get_cache_key`` the first two are one list.
+        self.keys_: list[Any] = []
+        self.cache_keys: list[Any] = [] if own_cache_keys else self.keys_
+        self.entries: list[LoadHandle[Any]] = []
+        #: How many keys ever came in.
+        self.added = 0
+        #: How many loads are still wanted. Changed by the loader when it adds a load, by
+        #: ``give_up``, ``revive`` and ``_sift``.
+        self.live = 0
+        self.load_manys: dict[LoadManyHandle[Any], None] = {}
+        self._sift_needed = False
+        self._followers: dict[LoadHandle[Any], list[LoadHandle[Any]]] | None = None
+        #: Hits that wait for this batch (``defer_hits``), with their outcomes. No loads of it.
+        self._deferred: dict[LoadHandle[Any], Any] | None = None
+        #: Cache key -> entry, where the batch deduplicates or is fed by a stream.
+        self._index: dict[Any, LoadHandle[Any]] | None = None
+        #: load_manys that wait for some entry to settle.
+        self.watchers: dict[Any, None] = {}
+        #: The batches whose functions loaded from this one.
+        self.origins: set[Batch] | None = None
+        #: The batches that this one's function awaits now, and how many of its tasks do.
+        self.waits: dict[Batch, int] | None = None
+        #: What to cancel to make the schedule, or the function, let go. Set by the dispatcher.
+        self.schedule_scope: CancelScope | None = None
+        self.worker_scope: CancelScope | None = None
+
+    # What schedules see (BatchView)
+
+    @property
+    def name(self) -> str:
+        return self.rules.name
+
+    @property
+    def keys(self) -> tuple[Any, ...]:
+        return tuple(k for k, entry in zip(self.keys_, self.entries) if entry._batch is self)
+
+    @property
+    def size(self) -> int:
+        if self._sift_needed:
+            return sum(entry._batch is self for entry in self.entries)
+        return len(self.entries)
+
+    @property
+    def is_open(self) -> bool:
+        return self.state is OPEN
+
+    @property
+    def is_queued(self) -> bool:
+        return self.state is OPEN or self.state is SEALED
+
+    @property
+    def is_done(self) -> bool:
+        return self.state is DONE
+
+    # Loads come in
+
+    def share(self, entry: LoadHandle[Any]) -> LoadHandle[Any]:
+        """Return a new load of a pending entry."""
+        follower = new_handle(entry._key, self)
+        self._follow(entry, follower)
+        self.live += 1
+        self.note_origin()
+        return follower
+
+    def _follow(self, entry: LoadHandle[Any], follower: LoadHandle[Any]) -> None:
+        if self._followers is None:
+            self._followers = {}
+        self._followers.setdefault(entry, []).append(follower)
+
+    def defer(self, hit: LoadHandle[Any], waiters: Any) -> LoadHandle[Any]:
+        """Return a handle that settles as ``hit`` did, but not before this batch does."""
+        if self._deferred is None:
+            self._deferred = {}
+        handle = new_handle(hit._key, self, waiters)
+        self._deferred[handle] = hit._value
+        return handle
+
+    def join(self, many: LoadManyHandle[Any]) -> None:
+        """Count ``many`` as one load of this batch."""
+        if many not in self.load_manys:
+            self.load_manys[many] = None
+            self.live += 1
+            many.batches[self] = None
+            self.note_origin()
+
+    def note_origin(self) -> None:
+        """Remember it if the load comes from a batch function."""
+        origin = running_batch.get()
+        if origin is not None:
+            if self.origins is None:
+                self.origins = set()
+            self.origins.add(origin)
+
+    def find(self, cache_key: Any) -> LoadHandle[Any] | None:
+        """Return the entry to share, in a batch that deduplicates by itself."""
+        return None if self._index is None else self._index.get(cache_key)
+
+    def remember(self, cache_key: Any, entry: LoadHandle[Any]) -> None:
+        if self._index is None:
+            self._index = {}
+        self._index[cache_key] = entry
+
+    # Loads change their minds
+
+    def give_up(self, load: LoadHandle[Any] | LoadManyHandle[Any]) -> None:
+        """A load that was wanted is not any more: every await of it was cancelled."""
+        if self._is_load(load):
+            self.live -= 1
+            self._sift_needed = True
+            if not self.live and self.state is not OPEN:
+                self.cancel("all its loads were given up", None)
+        self.dispatcher.reconsider()
+
+    def revive(self, load: LoadHandle[Any] | LoadManyHandle[Any]) -> None:
+        """A load that was given up is awaited again."""
+        if self._is_load(load):
+            self.live += 1
+            self._sift_needed = True
+
+    def _is_load(self, load: LoadHandle[Any] | LoadManyHandle[Any]) -> bool:
+        if isinstance(load, LoadManyHandle):
+            return load in self.load_manys
+        return self._deferred is None or load not in self._deferred
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether some task awaits a load, or a deferred hit, of this batch right now."""
+        return bool(self.watchers) or any(handle._waiters for handle in self._all_handles())
+
+    def _all_handles(self) -> Iterable[LoadHandle[Any]]:
+        return chain(
+            self.entries, *(self._followers or {}).values(), self._deferred or ()
+        )
+
+    # From state to state
+
+    def _move(self, event: str) -> None:
+        try:
+            self.state = TRANSITIONS[self.state][event]
+        except KeyError:
+            raise RuntimeError(f"a batch cannot {event} while {self.state}") from None
+
+    def seal(self, reason: str) -> None:
+        """Take no more keys, and let go of those that nobody wants any more."""
+        self._move("seal")
+        self.reason = reason
+        self.rules.batch_left(self)
+        if self._sift_needed:
+            self._sift(abandoned_too=True)
+        if self.schedule_scope is not None:
+            self.schedule_scope.cancel()
+
+    def start(self, *, distinct: bool) -> list[Any] | None:
+        """
+        Return the keys for the batch function, or ``None`` if none are left.
+
+        :param distinct: give each distinct key once; the other entries of a key follow the first
+        """
+        if self._sift_needed:
+            self._sift(abandoned_too=False)
+        if not self.entries:
+            self._move("drop")
+            self._after_settling()
+            return None
+        self._move("start")
+        keys = self.distinct_keys() if distinct else list(self.keys_)
+        self.rules.batch_started(len(keys))
+        return keys
+
+    def distinct_keys(self) -> list[Any]:
+        first: dict[Any, LoadHandle[Any]] = {}
+        self._index = first
+        keys = []
+        for key, entry in zip(self.keys_, self.entries):
+            cache_key = self.rules.cache_key(key)
+            if cache_key in first:
+                self._follow(first[cache_key], entry)
+            else:
+                first[cache_key] = entry
+                keys.append(key)
+        return keys
+
+    def _sift(self, *, abandoned_too: bool) -> None:
+        """Drop the entries that were primed away and, at the seal, those that nobody wants."""
+        wanted: set[LoadHandle[Any]] = set()
+        for many in self.load_manys:
+            if many.wanted:
+                wanted.update(handle for handle in many.handles if handle._batch is self)
+        manys = sum(
+            many.wanted and any(handle._batch is self for handle in many.handles)
+            for many in self.load_manys
+        )
+        followers = self._followers or {}
+        keys, cache_keys, entries, unwanted = [], [], [], []
+        live = manys
+        for key, cache_key, entry in zip(self.keys_, self.cache_keys, self.entries):
+            if entry._batch is not self:
+                continue
+            loads = _is_wanted(entry) + sum(map(_is_wanted, followers.get(entry, ())))
+            if abandoned_too and not loads and entry not in wanted:
+                unwanted.append((cache_key, entry))
+                continue
+            live += loads
+            keys.append(key)
+            cache_keys.append(cache_key)
+            entries.append(entry)
+        self.cache_keys = keys if self.cache_keys is self.keys_ else cache_keys
+        self.keys_, self.entries, self.live = keys, entries, live
+        self._sift_needed = False
+        if unwanted:
+            error = LoadCancelledError(
+                f"a load of {self.rules.name} was given up before its batch was sent"
+            )
+            self.rules.evict(unwanted)
+            for _, entry in unwanted:
+                self._settle_entry(entry, Failure(error, None))
+
+    # Outcomes
+
+    def settle(self, result: object) -> None:
+        """
+        Give every load the value for its key.
+
+        :raises BatchResultError: if ``result`` does not have one value for each key
+        """
+        values = aligned(self.rules, self.keys_, result)
+        self._move("settle")
+        followers = self._followers
+        wake = self.dispatcher.wake
+        errors = []
+        for index, (entry, value) in enumerate(zip(self.entries, values)):
+            if isinstance(value, Exception):
+                errors.append((index, value))
+                value = Failure(value, value.__traceback__)
+            entry._value = value
+            entry._batch = None
+            waiters = entry._waiters
+            if waiters:
+                wake(waiters)
+            entry._waiters = None
+            if followers is not None and entry in followers:
+                for follower in followers[entry]:
+                    self._settle_handle(follower, value)
+        for index, error in errors:
+            self._consider_error(self.cache_keys[index], self.entries[index], error)
+        self._after_settling()
+
+    def settle_pair(self, pair: object) -> None:
+        """
+        Settle all loads of one key of a stream.
+
+        :raises BatchResultError: if ``pair`` is no pair, or its key is unknown or was given before
+        """
+        rules, index = self.rules, self._index
+        if index is None:  # pragma: no cover - distinct_keys() came first
+            raise RuntimeError("not a stream")
+        try:
+            key, value = pair  # type: ignore[misc]
+        except (TypeError, ValueError):
+            raise wrong_result(rules, self.keys_, f"yielded {excerpt(pair)}, no pair") from None
+        entry, cache_key = index.get(key), key
+        if entry is None:
+            cache_key = rules.cache_key(key)
+            entry = index.get(cache_key)
+        if entry is None:
+            raise wrong_result(
+                rules, self.keys_, f"yielded {excerpt(key)}, which was not asked for"
+            )
+        if entry._batch is None:
+            raise wrong_result(rules, self.keys_, f"yielded {excerpt(key)} twice")
+        self._settle_entry_by_value(cache_key, entry, value)
+        self.dispatcher.wake(self.watchers)
+
+    def settle_rest(self) -> None:
+        """The stream has ended: what it did not give is missing."""
+        self._move("settle")
+        for key, entry in zip(self.keys_, self.entries):
+            if entry._batch is not None:
+                value = on_missing_value(self.rules, key)
+                self._settle_entry_by_value(self.rules.cache_key(key), entry, value)
+        self._after_settling()
+
+    def fail(self, error: BaseException) -> None:
+        """Give every unsettled load this error, and forget these keys."""
+        self._move("fail")
+        self._fail(Failure(error, error.__traceback__))
+
+    def cancel(self, why: str, cause: BaseException | None) -> None:
+        """Settle every load as cancelled, forget the keys, and cancel the function."""
+        error = LoadCancelledError(f"a batch of {self.rules.name} was cancelled: {why}")
+        error.__cause__ = cause
+        self._move("cancel")
+        self._fail(Failure(error, None))
+        for scope in (self.schedule_scope, self.worker_scope):
+            if scope is not None:
+                scope.cancel()
+
+    def take_out(self, entry: LoadHandle[Any], outcome: Any) -> bool:
+        """Settle an entry that is still queued by a value from elsewhere; say if that was so."""
+        if self.state is RUNNING:
+            return False
+        self._settle_entry(entry, outcome)
+        self._sift_needed = True
+        self.dispatcher.wake(self.watchers)
+        return True
+
+    def _fail(self, failure: Failure) -> None:
+        pending = [
+            (cache_key, entry)
+            for cache_key, entry in zip(self.cache_keys, self.entries)
+            if entry._batch is not None
+        ]
+        for _, entry in pending:
+            self._settle_entry(entry, failure)
+        self.rules.evict(pending)
+        self.rules.batch_left(self)
+        self._after_settling()
+
+    def _settle_entry_by_value(self, cache_key: Any, entry: LoadHandle[Any], value: Any) -> None:
+        if isinstance(value, Exception):
+            self._settle_entry(entry, Failure(value, value.__traceback__))
+            self._consider_error(cache_key, entry, value)
+        else:
+            self._settle_entry(entry, value)
+
+    def _consider_error(self, cache_key: Any, entry: LoadHandle[Any], error: Exception) -> None:
+        if not self.rules.keeps_error(error):
+            self.rules.evict([(cache_key, entry)])
+
+    def _settle_entry(self, entry: LoadHandle[Any], outcome: Any) -> None:
+        self._settle_handle(entry, outcome)
+        if self._followers is not None:
+            for follower in self._followers.get(entry, ()):
+                self._settle_handle(follower, outcome)
+
+    def _settle_handle(self, handle: LoadHandle[Any], outcome: Any) -> None:
+        handle._value = outcome
+        handle._batch = None
+        if handle._waiters:
+            self.dispatcher.wake(handle._waiters)
+        handle._waiters = None
+
+    def _after_settling(self) -> None:
+        if self._deferred is not None:
+            for handle, outcome in self._deferred.items():
+                self._settle_handle(handle, outcome)
+        if self.watchers:
+            self.dispatcher.wake(self.watchers)
+        self.dispatcher.batch_done(self)
+        # A load_many, and the traceback of an error, may refer to its batch for long.
+        self.entries, self.cache_keys, self.load_manys = [], [], {}
+        self._followers = self._deferred = self._index = self.origins = None
+
+    # Deadlocks
+
+    def wait_for(
+        self, batches: Sequence[Batch], parked: Generator[Any, Any, T]
+    ) -> Generator[Any, Any, T]:
+        """
+        Wait, as part of this batch's function, for loads of other batches.
+
+        :raises LoadDeadlockError: if one of ``batches`` could not end before this one does
+        """
+        if self.state is RUNNING:
+            for batch in batches:
+                _check_deadlock(self, batch)
+        waits = self.waits
+        if waits is None:
+            waits = self.waits = {}
+        for batch in batches:
+            waits[batch] = waits.get(batch, 0) + 1
+        try:
+            return (yield from parked)
+        finally:
+            for batch in batches:
+                waits[batch] -= 1
+                if not waits[batch]:
+                    del waits[batch]
+
+    def __repr__(self) -> str:
+        return f"<Batch {self.state} of {self.rules.name}, {len(self.keys_)} keys>"
+
+
+def _blockers(batch: Batch) -> tuple[list[Batch], bool]:
+    """
+    Return the batches that ``batch`` waits for, and whether for all of them or for any one.
+
+    A running function waits for all that its tasks await. A batch not yet started waits for any
+    one holder of its limiter to return a token; it waits for nobody if there is a token left, or
+    one is held by somebody unknown, who may return it whenever he likes.
+    """
+    limiter = batch.rules.limiter
+    if batch.state is RUNNING:
+        return list(batch.waits or ()), True
+    if limiter is None or limiter.available_tokens > 0:
+        return [], True
+    holders = limiter.statistics().borrowers
+    if batch in holders or not all(isinstance(holder, Batch) for holder in holders):
+        return [], True
+    return list(holders), False
+
+
+def _check_deadlock(waiter: Batch, target: Batch) -> None:
+    """
+    Refuse an await by which ``waiter`` would wait for itself.
+
+    Everything that ``target`` waits for, directly or not, is taken as stuck until there is a reason
+    to think otherwise; ``waiter`` has none, as it is about to wait for ``target``.
+
+    :raises LoadDeadlockError: if ``target`` is among what remains stuck
+    """
+    stuck: dict[Batch, tuple[list[Batch], bool]] = {}
+    unseen = [target]
+    while unseen:
+        batch = unseen.pop()
+        if batch is not waiter and batch not in stuck:
+            stuck[batch] = _blockers(batch)
+            unseen.extend(stuck[batch][0])
+    found = True
+    while found:
+        found = False
+        for batch, (blockers, all_of_them) in list(stuck.items()):
+            held_up = [b is waiter or b in stuck for b in blockers]
+            if not (any(held_up) if all_of_them else all(held_up)):
+                del stuck[batch]
+                found = True
+    if target is not waiter and target not in stuck:
+        return
+    path = [waiter, target]
+    while path[-1] is not waiter:
+        step = next(b for b in stuck[path[-1]][0] if b is waiter or b in stuck)
+        if step in path and step is not waiter:  # a cycle further on, which it would only join
+            path.append(step)
+            break
+        path.append(step)
+    cycle = " -> ".join(f"{batch.rules.name} {excerpt(batch.keys_)}" for batch in path)
+    raise LoadDeadlockError(
+        f"this await can never end, as it waits for the batch function it is in: {cycle}. "
+        "Load what does not depend on this batch, or raise the limiter's tokens"
+    )

@@ -1,0 +1,523 @@
+"""
+Where batches run: a task group, its event loop, its context, and what happens at its end.
+
+A loader in an ``async with`` of its own has a dispatcher, all loaders of a ``LoaderScope`` share
+one, and a loader in somebody else's task group has one that only starts tasks.
+
+Each batch gets a *worker*: a task that runs the schedule, waits for the limiter and calls the batch
+function. Starting a task through anyio costs several times what a small batch costs, so where the
+task group is our own a worker that is done waits for the next batch. In a foreign group it ends,
+since a task parked there would keep the group from ending.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from contextvars import Context, ContextVar, copy_context
+from types import CoroutineType, TracebackType
+from typing import Any, Final, Protocol
+
+import anyio
+from anyio import CancelScope
+from anyio.lowlevel import checkpoint
+
+from ._backend import FOREIGN, Backend, Waiters, has_ended, running_backend
+from ._batch import Batch, BatchRules
+from ._errors import LoaderClosedError
+from ._handle import running_batch
+from ._results import excerpt, wrong_result
+from .schedules import Manual, Polling, Schedule
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+__all__ = ("Dispatcher", "LoaderRules", "ambient")
+
+#: The dispatcher of the innermost LoaderScope.
+ambient: ContextVar[Dispatcher | None] = ContextVar("anyloader_ambient", default=None)
+
+OPEN: Final = "open"
+CLOSING: Final = "closing"
+CLOSED: Final = "closed"
+
+
+class LoaderRules(BatchRules, Protocol):
+    """What a dispatcher asks of a loader."""
+
+    schedule: Schedule
+    streams: bool
+
+    def batch_load_fn(self, keys: list[Any], /) -> Any: ...
+
+    def bind(self, token: object) -> None:
+        """From now on take loads only in the event loop with this token; ``None``: in no one."""
+
+
+class _Worker:
+    __slots__ = ("batch", "parked", "scope")
+
+    def __init__(self, batch: Batch) -> None:
+        #: What to do now; ``None`` while idle.
+        self.batch: Batch | None = batch
+        self.scope = CancelScope()
+        self.parked: Waiters = {}
+
+
+class Dispatcher:
+    """
+    :param task_group: a foreign task group to start tasks in; without one the dispatcher makes its
+        own when it is entered
+    """
+
+    def __init__(self, task_group: Any = None) -> None:
+        self._group = task_group
+        self._owns_group = task_group is None
+        #: The scope around this one.
+        self.outer = ambient.get()
+        self.entered = False
+        #: Not set before the group is entered, and nobody is admitted before that.
+        self._start_task: Any = None if task_group is None else _task_starter(task_group)
+        #: OPEN -> CLOSING -> CLOSED; a dispatcher that is not entered stays OPEN.
+        self.state = OPEN
+        #: Copied for every call of a batch function.
+        self.context: Context = copy_context()
+        #: Those to tell when this is left, if it is ever left.
+        self._loaders: list[LoaderRules] = []
+        #: The batches that are not done, in order of their opening.
+        self._outstanding: dict[Batch, None] = {}
+        self._workers: set[_Worker] = set()
+        #: At most one worker: it serves a program that loads one thing after the other, and a crowd
+        #: is started so rarely that keeping one parked would only hold memory.
+        self._idle: list[_Worker] = []
+        #: True while a task is being started: an eager task group runs its first step inside.
+        self._starting = False
+        #: Who waits, while CLOSING, for the next change of batches or workers.
+        self._changed: Waiters = {}
+        backend = running_backend()
+        if backend is not None:
+            self._use(backend)
+
+    backend: Backend
+    token: object = None
+
+    def _use(self, backend: Backend) -> None:
+        self.backend = backend
+        self.token = backend.token
+        self.park: Callable[[Waiters], Generator[Any, Any, None]] = backend.park
+        self.wake: Callable[[Waiters], None] = backend.wake
+        backend.prepare(self.context)
+
+    # Loaders
+
+    def attach(self, loader: LoaderRules) -> None:
+        """Let a loader run here."""
+        if self.state is CLOSED:
+            raise LoaderClosedError(_closed(loader.name))
+        if self.token is not None:
+            loader.bind(self.token)
+        if self.entered:
+            self._loaders.append(loader)
+
+    def admit(self, loader: LoaderRules) -> None:
+        """
+        Decide about a load that does not come, or not surely, from where the loader is open.
+
+        :raises LoaderClosedError: if the scope has ended, or is being left and this is not one of
+            its batch functions
+        :raises RuntimeError: if this is another event loop, or a thread without one
+        """
+        if self.token is None:
+            backend = running_backend()
+            if backend is None:
+                raise RuntimeError(f"{loader.name} was used where no event loop is running")
+            self._use(backend)
+            loader.bind(self.token)
+        if self.state is CLOSED or (self.state is CLOSING and not self._runs_here()):
+            raise LoaderClosedError(_closed(loader.name))
+        self.check_thread()
+
+    def check_thread(self) -> None:
+        """:raises RuntimeError: if this is another event loop, or a thread without one"""
+        if self.token is not None and self.backend.current() is not self.token:
+            raise RuntimeError(FOREIGN)
+
+    def _runs_here(self) -> bool:
+        """Whether the caller is part of a batch function of this dispatcher."""
+        batch = running_batch.get()
+        while batch is not None:
+            if batch.dispatcher is self:
+                return not batch.is_done
+            batch = batch.dispatcher.context.get(running_batch)
+        return False
+
+    # Batches come and go
+
+    def open(self, batch: Batch, schedule: Schedule) -> None:
+        """
+        Take charge of a new, empty batch.
+
+        :raises LoaderClosedError: if the task group takes no more tasks; the batch is void then
+        """
+        if isinstance(schedule, Manual) and self.state is OPEN:
+            if not self._owns_group and has_ended(self._group):
+                raise LoaderClosedError(_closed(batch.name))
+        else:
+            self.send(batch)
+        self._outstanding[batch] = None
+
+    def send(self, batch: Batch) -> None:
+        """
+        Give a batch a task.
+
+        :raises LoaderClosedError: if the task group takes no more tasks
+        """
+        if self._idle:
+            worker = self._idle.pop()
+            worker.batch = batch
+            batch.worker_scope = worker.scope
+            self.wake(worker.parked)
+            return
+        worker = _Worker(batch)
+        batch.worker_scope = worker.scope
+        self._workers.add(worker)
+        self._starting = True
+        try:
+            self.context.run(self._start_task, self._work, worker, f"anyloader: {batch.name}")
+        except RuntimeError as exc:
+            self._workers.discard(worker)
+            raise LoaderClosedError(_closed(batch.name)) from exc
+        finally:
+            self._starting = False
+
+    def send_or_fail(self, batch: Batch) -> None:
+        """As :meth:`send`; where that is refused, nobody is left waiting."""
+        try:
+            self.send(batch)
+        except LoaderClosedError as exc:
+            batch.fail(exc)
+            raise
+
+    def batches_of(self, rules: BatchRules) -> list[Batch]:
+        """Return the batches of one loader that are not done."""
+        return [batch for batch in self._outstanding if batch.rules is rules]
+
+    def batch_done(self, batch: Batch) -> None:
+        self._outstanding.pop(batch, None)
+        self.reconsider()
+
+    def reconsider(self) -> None:
+        """Something changed that the way out may be waiting for."""
+        if self.state is CLOSING and self._changed:
+            self.wake(self._changed)
+
+    # Workers
+
+    async def _work(self, worker: _Worker) -> None:
+        try:
+            if self._starting:
+                # An eager task group runs this inside load(). Without a checkpoint first the
+                # batch would leave earlier than on a lazy one, with rounds(0) before its key is in.
+                await checkpoint()
+            with worker.scope:
+                while worker.batch is not None:
+                    fit = await self._run(worker.batch)
+                    worker.batch = None
+                    if fit and self._owns_group and self.state is OPEN and not self._idle:
+                        self._idle.append(worker)
+                        await _Parked(self.park(worker.parked))
+        finally:
+            self._ended(worker)
+
+    def _ended(self, worker: _Worker) -> None:
+        """Clean up after a worker; also called for one that never made its first step."""
+        if worker in self._idle:
+            self._idle.remove(worker)
+        self._workers.discard(worker)
+        batch, worker.batch = worker.batch, None
+        if batch is not None and not batch.is_done:
+            batch.cancel("its task was cancelled before the batch was sent", None)
+        self.reconsider()
+
+    async def _run(self, batch: Batch) -> bool:
+        """See a batch through; return whether the task is fit for another one."""
+        rules: LoaderRules = batch.rules  # type: ignore[assignment]
+        limiter = rules.limiter
+        try:
+            if batch.is_open:
+                await self._await_schedule(batch, rules.schedule)
+            if batch.is_done:
+                return False
+            if limiter is None:
+                await self._call(batch, rules)
+            else:
+                await limiter.acquire_on_behalf_of(batch)
+                try:
+                    await self._call(batch, rules)
+                finally:
+                    limiter.release_on_behalf_of(batch)
+        except Exception as exc:
+            exc.__traceback__ = _without_our_frames(exc.__traceback__)
+            if not batch.is_done:
+                batch.fail(exc)
+        except BaseException as exc:
+            if not batch.is_done:
+                batch.cancel(f"the batch function ended by {type(exc).__name__}", exc)
+            if isinstance(exc, anyio.get_cancelled_exc_class()) and not self._is_ours(batch):
+                # Raised by the function itself, or by a native cancellation of this one task. Let
+                # out, it would cancel the whole group; the task ends in any case.
+                return False
+            raise
+        return batch.worker_scope is not None and not batch.worker_scope.cancel_called
+
+    @staticmethod
+    def _is_ours(batch: Batch) -> bool:
+        """Whether a cancel scope explains the cancellation of this task."""
+        scope = batch.worker_scope
+        return (
+            scope is not None and scope.cancel_called
+        ) or anyio.current_effective_deadline() == -math.inf
+
+    async def _await_schedule(self, batch: Batch, schedule: Schedule) -> None:
+        if isinstance(schedule, Polling):
+            await schedule(batch)
+        else:
+            with CancelScope() as batch.schedule_scope:
+                await schedule(batch)
+            batch.schedule_scope = None
+        if batch.is_open:
+            batch.seal("schedule")
+
+    async def _call(self, batch: Batch, rules: LoaderRules) -> None:
+        if batch.is_done:
+            return
+        keys = batch.start(distinct=rules.streams)
+        if keys is not None:
+            await _InContext(self.context.copy(), _call_batch_function(batch, rules, keys))
+
+    # The way in and out
+
+    async def enter(self) -> None:
+        self.entered = True
+        if self._owns_group:
+            self._group = anyio.create_task_group()
+            self._start_task = _task_starter(self._group)
+            await self._group.__aenter__()
+
+    async def leave(self, exc: BaseException | None) -> None:
+        """
+        Finish what is awaited, cancel the rest, and wait until nothing is left.
+
+        What is to come out of the block comes out bare: the exception of the body by itself, an
+        exception that ended a worker (only ever a ``KeyboardInterrupt`` or the like) raised here.
+        """
+        self.state = CLOSING
+        for loader in self._loaders:
+            loader.bind(None)
+        leaving = exc
+        if exc is None:
+            try:
+                await self._drain()
+            except BaseException as exc_:
+                leaving = exc_
+        for batch in list(self._outstanding):
+            batch.cancel("its scope was left", leaving)
+        for worker in list(self._workers):
+            worker.scope.cancel()
+        try:
+            await self._join(leaving)
+        finally:
+            self.state = CLOSED
+            for batch in list(self._outstanding):
+                batch.cancel("its scope was left", leaving)
+            # Nothing of the scope shall live on in loaders and handles that do.
+            self._loaders.clear()
+            self.context = Context()
+            self._group = self._start_task = None
+        if leaving is not exc and leaving is not None:
+            raise leaving
+
+    async def _join(self, leaving: BaseException | None) -> None:
+        if not self._owns_group:
+            with CancelScope(shield=True):
+                while self._workers:
+                    await _Parked(self.park(self._changed))
+            return
+        # An exception that is no cancellation would come back wrapped in an ExceptionGroup; it goes
+        # on by itself. A cancellation has to pass through, as the group may be its target.
+        passed: tuple[Any, Any, Any] = (None, None, None)
+        if isinstance(leaving, anyio.get_cancelled_exc_class()):
+            passed = (type(leaving), leaving, leaving.__traceback__)
+        try:
+            await self._group.__aexit__(*passed)
+        except BaseExceptionGroup as group:
+            if len(group.exceptions) == 1:
+                raise group.exceptions[0] from None
+            raise
+
+    async def _drain(self) -> None:
+        for batch in self._wanted():
+            if batch.is_open:
+                has_task = batch.worker_scope is not None
+                batch.seal("close")
+                if not has_task:
+                    self.send(batch)
+        while self._outstanding:
+            wanted = self._wanted()
+            for batch in list(self._outstanding):
+                if batch not in wanted and not batch.is_done:
+                    batch.cancel("nobody awaited it when its scope was left", None)
+            if self._outstanding:
+                await _Parked(self.park(self._changed))
+
+    def _wanted(self) -> dict[Batch, None]:
+        """
+        Return the batches that a task awaits, and those that their functions loaded from.
+
+        A function that was called for somebody's sake may enqueue a load now and await it later.
+        """
+        wanted = {batch: None for batch in self._outstanding if batch.is_awaited}
+        grows = True
+        while grows:
+            grows = False
+            for batch in self._outstanding:
+                if batch not in wanted and batch.live and batch.origins:
+                    if not batch.origins.isdisjoint(wanted):
+                        wanted[batch] = None
+                        grows = True
+        return wanted
+
+
+async def _call_batch_function(batch: Batch, rules: LoaderRules, keys: list[Any]) -> None:
+    running_batch.set(batch)
+    result = rules.batch_load_fn(keys)
+    if type(result) is not CoroutineType:
+        if isinstance(result, AsyncIterator):
+            await _call_stream(batch, rules, keys, result)
+            return
+        if not isinstance(result, Awaitable):
+            raise wrong_result(
+                rules, keys, f"returned {excerpt(result)}, which cannot be awaited"
+            )
+    result = await result
+    if not batch.is_done:
+        batch.settle(result)
+
+
+async def _call_stream(
+    batch: Batch, rules: LoaderRules, keys: list[Any], stream: AsyncIterator[object]
+) -> None:
+    if not rules.streams:
+        # The function did not look like an async generator, so it was given every key. A generator
+        # that has not made its first step can be thrown away.
+        distinct = batch.distinct_keys()
+        if len(distinct) != len(keys):
+            await _close(stream)
+            stream = rules.batch_load_fn(distinct)
+    try:
+        async for pair in stream:
+            if not batch.is_done:
+                batch.settle_pair(pair)
+    finally:
+        await _close(stream)
+    if not batch.is_done:
+        batch.settle_rest()
+
+
+async def _close(stream: Any) -> None:
+    aclose = getattr(stream, "aclose", None)
+    if aclose is not None:
+        await aclose()
+
+
+class _Parked:
+    """Makes a parking generator awaitable."""
+
+    __slots__ = ("_parking",)
+
+    def __init__(self, parking: Generator[Any, Any, None]) -> None:
+        self._parking = parking
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._parking
+
+
+class _InContext:
+    """
+    Runs a coroutine in a context of its own, in the task that awaits this.
+
+    A task has one context for good, and a worker runs many batches.
+    """
+
+    __slots__ = ("_context", "_coroutine")
+
+    def __init__(self, context: Context, coroutine: Coroutine[Any, Any, None]) -> None:
+        self._context = context
+        self._coroutine = coroutine
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        run, coroutine = self._context.run, self._coroutine
+        try:
+            yielded = run(coroutine.send, None)
+            while True:
+                try:
+                    sent = yield yielded
+                except BaseException as exc:
+                    yielded = run(coroutine.throw, exc)
+                else:
+                    yielded = run(coroutine.send, sent)
+        except StopIteration:
+            return
+
+
+def _task_starter(group: Any) -> Callable[[Any, _Worker, str], None]:
+    """
+    Return a function that starts a task in the group.
+
+    :raises TypeError: if it is no anyio ``TaskGroup``, trio ``Nursery`` or ``asyncio.TaskGroup``
+    """
+    if hasattr(group, "start_soon"):
+
+        def start_soon(work: Any, worker: _Worker, name: str) -> None:
+            group.start_soon(work, worker, name=name)
+
+        return start_soon
+    if hasattr(group, "create_task"):
+
+        def create_task(work: Any, worker: _Worker, name: str) -> None:
+            coroutine = work(worker)
+            try:
+                task = group.create_task(coroutine, name=name)
+            except BaseException:
+                coroutine.close()
+                raise
+            # A group that aborts cancels tasks before their first step, so that no ``finally`` in
+            # them runs.
+            ended = work.__self__._ended
+            task.add_done_callback(lambda _task: ended(worker))
+
+        return create_task
+    raise TypeError(
+        "task_group must be an anyio TaskGroup, a trio Nursery or an asyncio.TaskGroup, "
+        f"not {group!r}"
+    )
+
+
+def _without_our_frames(tb: TracebackType | None) -> TracebackType | None:
+    """
+    Return the traceback from where it leaves this package on.
+
+    What is left leads into the batch function. It also holds no frame of ours, which would hold the
+    batch, which holds the error.
+    """
+    while tb is not None and tb.tb_frame.f_globals.get("__package__") == __package__:
+        tb = tb.tb_next
+    return tb
+
+
+def _closed(name: str) -> str:
+    return (
+        f"{name} is closed, as the scope it was opened in has ended; open a loader (or a "
+        "LoaderScope) for each request, job or message, and use it within"
+    )

@@ -1,0 +1,352 @@
+"""
+The handles that ``load`` and ``load_many`` return, and who waits for them.
+
+A load is in one of three conditions, and the set of its waiters says which:
+
+========================  ======================================================================
+``_waiters``              the load is
+========================  ======================================================================
+``None``                  wanted: nobody has awaited it yet
+a dict with members       wanted: these await it now
+an empty dict or tuple    given up: it was awaited, and every await of it was cancelled (the tuple:
+                          nobody asked for this key by itself, a ``load_many`` brought it)
+========================  ======================================================================
+
+A batch counts the loads that are wanted; the handle tells it when it changes sides. There is no
+future here that waiters share: each parks by itself, so cancelling one cannot reach another.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Coroutine, Generator, Sequence
+from contextvars import ContextVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from anyio import TaskCancelled, TaskFailed, TaskNotFinished
+
+from ._errors import LoadCancelledError
+
+if TYPE_CHECKING:
+    from ._backend import Backend, Waiters
+    from ._batch import Batch
+
+__all__ = ("NOBODY", "Failure", "LoadHandle", "LoadManyHandle", "running_batch")
+
+V_co = TypeVar("V_co", covariant=True)
+T_co = TypeVar("T_co", covariant=True)
+
+#: The batch whose function this code runs in, directly or in a task that it started.
+running_batch: ContextVar[Batch | None] = ContextVar("anyloader_running_batch", default=None)
+
+NOBODY: Any = ()
+
+
+class Failure:
+    """An error as the outcome of a load, with the traceback it had when it became one."""
+
+    __slots__ = ("exception", "traceback")
+
+    def __init__(self, exception: BaseException, traceback: TracebackType | None) -> None:
+        self.exception = exception
+        self.traceback = traceback
+
+    def renewed(self) -> BaseException:
+        # Python appends to an exception's traceback wherever it passes. Starting each time from the
+        # original one keeps it from growing with every waiter that the error is raised to.
+        return self.exception.with_traceback(self.traceback)
+
+
+class _Driven(Coroutine[Any, Any, T_co]):
+    """
+    Makes an awaitable pass for a coroutine, as ``asyncio.create_task`` and anyio demand.
+
+    Several tasks may be given the same handle, and each then drives it by itself. So the iterator
+    that a task advances belongs to that task: one that they shared would break for all once one of
+    them is cancelled.
+    """
+
+    __slots__ = ("_drives",)
+
+    # Not set before somebody drives the handle: most handles are simply awaited.
+    _drives: tuple[Backend, dict[object, Generator[Any, Any, T_co]]]
+
+    def _pending_backend(self) -> Backend | None:
+        raise NotImplementedError
+
+    def send(self, value: Any, /) -> Any:
+        return self._drive("send", value)
+
+    def throw(self, typ: Any, val: Any = None, tb: Any = None, /) -> Any:
+        if val is None:
+            val = typ() if isinstance(typ, type) else typ
+        return self._drive("throw", val if tb is None else val.with_traceback(tb))
+
+    def _drive(self, method: str, argument: Any) -> Any:
+        try:
+            backend, drives = self._drives
+        except AttributeError:
+            pending = self._pending_backend()
+            if pending is None:  # settled, so the iterator ends with the first step
+                return getattr(self.__await__(), method)(argument)
+            backend, drives = self._drives = (pending, {})
+        task = backend.current_task()
+        iterator = drives.get(task)
+        if iterator is None:
+            iterator = drives[task] = self.__await__()
+        try:
+            return getattr(iterator, method)(argument)
+        except BaseException:
+            del drives[task]
+            raise
+
+    def close(self) -> None:
+        """Give up the await that the current task drives, if any; the load itself goes on."""
+        try:
+            backend, drives = self._drives
+        except AttributeError:
+            return
+        iterator = drives.pop(backend.current_task(), None)
+        if iterator is not None:
+            iterator.close()
+
+
+class Status(enum.Enum):
+    """The status of a load."""
+
+    PENDING = enum.auto()
+    FINISHED = enum.auto()
+    FAILED = enum.auto()
+    CANCELLED = enum.auto()
+
+
+class LoadHandle(_Driven[V_co]):
+    """
+    One load, on its way or settled; ``loader.load(key)`` returns it.
+
+    It can be awaited any number of times, by any number of tasks. Awaiting a settled handle returns
+    at once, without a checkpoint; awaiting a pending one is a checkpoint. It also passes for a
+    coroutine, for those who ask: ``task_group.start_soon(loader.load, key)``,
+    ``asyncio.create_task(loader.load(key))`` and the like work.
+
+    **Cancellation.** Cancelling a task that awaits the handle affects no other waiter, no other
+    handle of the same key, and no later load. Once every await of it was cancelled the load is
+    given up: its key leaves a batch that was not yet sent (unless another load wants it), and a
+    batch whose loads are all given up is cancelled. Awaiting it again before that revives it. In
+    the other direction, where the batch is cancelled or its scope ends under a waiter, the waiter
+    gets :class:`LoadCancelledError`; it is never cancelled itself.
+    """
+
+    __slots__ = ("__weakref__", "_batch", "_key", "_value", "_waiters")
+
+    #: The batch that will settle this handle; ``None`` once settled. Changed by ``_batch`` only.
+    _batch: Batch | None
+    #: The value, or a :class:`Failure`; not set while pending.
+    _value: Any
+    #: See the table on top of the module.
+    _waiters: Waiters | None
+    _key: Any
+
+    Status = Status
+
+    def __init__(self) -> None:
+        raise TypeError("handles are made by DataLoader.load()")
+
+    @property
+    def key(self) -> Any:
+        """The key, as it was given to ``load``."""
+        return self._key
+
+    @property
+    def status(self) -> Status:
+        """How the load stands."""
+        if self._batch is not None:
+            return Status.PENDING
+        if type(self._value) is not Failure:
+            return Status.FINISHED
+        if isinstance(self._value.exception, LoadCancelledError):
+            return Status.CANCELLED
+        return Status.FAILED
+
+    @property
+    def return_value(self) -> V_co:
+        """
+        The value of the load.
+
+        :raises anyio.TaskNotFinished: if the load is pending
+        :raises anyio.TaskCancelled: if the load was cancelled
+        :raises anyio.TaskFailed: if the load failed; ``__cause__`` is the error
+        """
+        failure = self._failure()
+        if failure is not None:
+            raise TaskFailed(f"the load of {self._key!r} failed") from failure.exception
+        value: V_co = self._value
+        return value
+
+    @property
+    def exception(self) -> BaseException | None:
+        """
+        The error that the load failed with, ``None`` if it has a value.
+
+        :raises anyio.TaskNotFinished: if the load is pending
+        :raises anyio.TaskCancelled: if the load was cancelled
+        """
+        failure = self._failure()
+        return None if failure is None else failure.exception
+
+    def _failure(self) -> Failure | None:
+        status = self.status
+        if status is Status.PENDING:
+            raise TaskNotFinished(f"the load of {self._key!r} has not finished yet")
+        if status is Status.CANCELLED:
+            raise TaskCancelled(
+                f"the load of {self._key!r} was cancelled"
+            ) from self._value.exception
+        return self._value if status is Status.FAILED else None
+
+    async def wait(self) -> None:
+        """
+        Wait until the load has settled, however it did; counts as awaiting it.
+
+        Returns at once, without a checkpoint, if it has settled; is a checkpoint otherwise.
+
+        :raises LoadDeadlockError: if called in a batch function that could not end before the load
+            settles
+        """
+        if self._batch is not None:
+            await _Iterate(self._until_settled())
+
+    def __await__(self) -> Generator[Any, Any, V_co]:
+        if self._batch is not None:
+            yield from self._until_settled()
+        value = self._value
+        if type(value) is Failure:
+            try:
+                raise value.renewed()
+            finally:
+                del self, value  # the traceback holds this frame, which shall not hold them
+        result: V_co = value
+        return result
+
+    def _until_settled(self) -> Generator[Any, Any, None]:
+        batch = self._batch
+        if batch is None:  # pragma: no cover - the callers look first
+            return
+        waiters = self._waiters
+        if not waiters:
+            if waiters is not None:
+                batch.revive(self)
+            waiters = self._waiters = {}
+        try:
+            origin = running_batch.get()
+            if origin is None:
+                yield from batch.dispatcher.park(waiters)
+            else:
+                yield from origin.wait_for((batch,), batch.dispatcher.park(waiters))
+        except BaseException:
+            # Whatever ended it, this await is over without an outcome.
+            if not waiters and self._batch is not None and self._waiters is waiters:
+                self._batch.give_up(self)
+            raise
+
+    def _pending_backend(self) -> Backend | None:
+        return None if self._batch is None else self._batch.dispatcher.backend
+
+    def __repr__(self) -> str:
+        detail = f" of {self._batch!r}" if self._batch is not None else ""
+        return f"<LoadHandle {self.status.name.lower()} key={self._key!r}{detail}>"
+
+
+class _Iterate:
+    __slots__ = ("_iterator",)
+
+    def __init__(self, iterator: Generator[Any, Any, None]) -> None:
+        self._iterator = iterator
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._iterator
+
+
+class LoadManyHandle(_Driven["list[V_co]"], Generic[V_co]):
+    """
+    The loads of one ``load_many``, awaited together.
+
+    Awaiting it gives the values in the order of the keys. The first failing key, in that order,
+    raises its error; with ``return_exceptions=True`` errors stand in the list in place of values.
+    It can be awaited any number of times and passes for a coroutine, as a :class:`LoadHandle` does;
+    all said there of checkpoints and cancellation holds here, for all its loads together.
+    """
+
+    __slots__ = ("__weakref__", "_awaits", "_return_exceptions", "batches", "handles")
+
+    def __init__(self, return_exceptions: bool) -> None:
+        # Filled by the loader, and by ``Batch.join``.
+        self.handles: list[LoadHandle[V_co]] = []
+        #: The batches that may settle some of the handles. In each of them this object is one load.
+        self.batches: dict[Batch, None] = {}
+        self._return_exceptions = return_exceptions
+        #: How many tasks await it now; ``None`` before the first.
+        self._awaits: int | None = None
+
+    @property
+    def wanted(self) -> bool:
+        return self._awaits != 0
+
+    def __await__(self) -> Generator[Any, Any, list[V_co]]:
+        failure = (yield from self._until_settled()) if self.batches else None
+        if failure is None:
+            values: list[Any] = [handle._value for handle in self.handles]
+            if Failure not in set(map(type, values)):
+                return values
+            if self._return_exceptions:
+                return [v.exception if type(v) is Failure else v for v in values]
+            failure = next(value for value in values if type(value) is Failure)
+        try:
+            raise failure.renewed()
+        finally:
+            del self, failure  # the traceback holds this frame, which shall not hold them
+
+    def _until_settled(self) -> Generator[Any, Any, Failure | None]:
+        pending = [batch for batch in self.batches if not batch.is_done]
+        if self._awaits == 0:
+            for batch in pending:
+                batch.revive(self)
+        self._awaits = (self._awaits or 0) + 1
+        try:
+            origin = running_batch.get()
+            if origin is None:
+                failure = yield from self._park()
+            else:
+                failure = yield from origin.wait_for(pending, self._park())
+        except BaseException:
+            self._awaits -= 1
+            if not self._awaits:
+                for batch in pending:
+                    if not batch.is_done:
+                        batch.give_up(self)
+            raise
+        # Got what it wanted, which is not giving up: so never back to 0.
+        self._awaits = self._awaits - 1 or None
+        self.batches = {batch: None for batch in pending if not batch.is_done}
+        return failure
+
+    def _park(self) -> Generator[Any, Any, Failure | None]:
+        """Wait for one handle after the other; return the failure that makes the rest pointless."""
+        for handle in self.handles:
+            while (batch := handle._batch) is not None:
+                yield from batch.dispatcher.park(batch.watchers)
+            if type(handle._value) is Failure and not self._return_exceptions:
+                failure: Failure = handle._value
+                return failure
+        return None
+
+    def _pending_backend(self) -> Backend | None:
+        for batch in self.batches:
+            if not batch.is_done:
+                return batch.dispatcher.backend
+        return None
+
+    def __repr__(self) -> str:
+        pending = sum(handle._batch is not None for handle in self.handles)
+        return f"<LoadManyHandle of {len(self.handles)} keys, {pending} pending>"

@@ -1,0 +1,673 @@
+"""``DataLoader``: the public calls. What they decide stands in ``_batch``."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import operator
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    MutableMapping,
+)
+from functools import partial
+from itertools import repeat
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, Union, cast
+
+from anyio import CapacityLimiter
+
+from ._batch import Batch, new_handle
+from ._cache import evict, unhashable
+from ._dispatcher import Dispatcher, ambient
+from ._errors import LoaderNotOpenError
+from ._handle import NOBODY, Failure, LoadHandle, LoadManyHandle
+from .schedules import Schedule, quiescent
+from ._statistics import LoaderStatistics
+
+if TYPE_CHECKING:
+    import asyncio
+
+    import sys
+
+    import anyio.abc
+    import trio
+
+    if sys.version_info >= (3, 11):
+        from typing import Self
+    else:
+        from typing_extensions import Self
+
+    TaskGroup = Union[anyio.abc.TaskGroup, trio.Nursery, "asyncio.TaskGroup"]
+
+__all__ = ("BatchLoadFn", "BatchResult", "DataLoader")
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+_log = logging.getLogger("anyloader")
+
+#: Stands for "not given" in the signature below, so that a class attribute can be the default.
+_default: Any = ...
+
+#: ``_token`` of a loader that takes no loads as it is; equal to no event loop.
+_CLOSED: Any = object()
+
+BatchResult = Union[
+    Awaitable[Union[Iterable[Union[V, Exception]], Mapping[Any, Union[V, Exception]]]],
+    AsyncGenerator[tuple[Any, Union[V, Exception]], None],
+]
+BatchLoadFn = Callable[[list[K]], BatchResult[V]]
+
+
+def _nowhere() -> object:
+    return None
+
+
+def _in_scope(dispatcher: Dispatcher) -> object:
+    """Return the running event loop, but only where the scope of ``dispatcher`` is ambient."""
+    return dispatcher.backend.current() if ambient.get() is dispatcher else None
+
+
+class DataLoader(Generic[K, V]):
+    """
+    Turns many ``load(key)`` calls into few calls of a batch function, with a cache.
+
+    :param batch_load_fn: called with a list of keys; an async function or anything else that
+        returns an awaitable of one value per key, of a mapping from (cache) key to value, or an
+        async generator of ``(key, value)`` pairs. A value that is an ``Exception`` fails its key
+        alone. A subclass can define it as a method instead
+    :param task_group: an anyio ``TaskGroup``, a trio ``Nursery`` or an ``asyncio.TaskGroup`` to
+        run in. Without it the loader is opened by ``async with``, or by its first load in a
+        :class:`LoaderScope`
+    :param batch: ``False`` means batches of one key
+    :param max_batch_size: the most keys that one call is given; ``None`` for no limit
+    :param cache: ``False`` means that every load is fetched, duplicates of one batch included
+    :param get_cache_key: makes the hashable key under which a key is cached
+    :param cache_map: where handles are cached: any mutable mapping, such as a ``cachetools`` cache
+    :param schedule: when a batch leaves, one of :mod:`anyloader.schedules` or an async function of
+        one's own; ``quiescent()`` by default
+    :param defer_hits: a hit settles together with the batch that is open, so that what is loaded
+        next, after hits and after misses, meets in one batch
+    :param deduplicate: with the cache off, send equal keys of one batch once
+    :param cache_errors: whether the error of a single key is cached, or a predicate that is given
+        the error and says so. The error of a whole batch never is
+    :param on_missing: called with a key that a mapping or a stream did not give; returns its value,
+        or an exception for the load to raise. ``None`` by default
+    :param limiter: bounds how many batch functions run at once; can be shared between loaders
+    :param name: for messages and task names; by default the name of the function or class
+    :raises TypeError: if an argument has the wrong type
+    :raises ValueError: if ``max_batch_size`` is less than 1
+
+    A subclass can set each of these as a class attribute, which is the default then.
+
+    **Opening.** A loader runs in its own ``async with``; else in ``task_group``; else in the
+    :class:`LoaderScope` that is ambient at its first load, for good. Entering is no checkpoint.
+    Leaving waits for the batches that some task awaits, cancels all others and is a checkpoint; if
+    the body raised or was cancelled, all batches are cancelled, and the exception comes out as it
+    is. If leaving is cancelled, all batches are.
+
+    **Threads.** All calls belong in the event loop in which the loader was opened.
+    """
+
+    batch: bool = True
+    max_batch_size: int | None = None
+    cache: bool = True
+    get_cache_key: Callable[..., Any] | None = None
+    schedule: Schedule = staticmethod(quiescent())
+    defer_hits: bool = False
+    deduplicate: bool = False
+    cache_errors: bool | Callable[..., bool] = True
+    on_missing: Callable[..., Any] | None = None
+    limiter: CapacityLimiter | None = None
+    name: str = ""
+
+    def __init__(
+        self,
+        batch_load_fn: BatchLoadFn[K, V] | None = None,
+        *,
+        task_group: TaskGroup | None = None,
+        batch: bool = _default,
+        max_batch_size: int | None = _default,
+        cache: bool = _default,
+        get_cache_key: Callable[[K], Any] | None = _default,
+        cache_map: MutableMapping[Any, LoadHandle[V]] | None = None,
+        schedule: Schedule = _default,
+        defer_hits: bool = _default,
+        deduplicate: bool = _default,
+        cache_errors: bool | Callable[[Exception], bool] = _default,
+        on_missing: Callable[[K], V | Exception] | None = _default,
+        limiter: CapacityLimiter | None = _default,
+        name: str = _default,
+    ) -> None:
+        given = {
+            "batch": batch,
+            "max_batch_size": max_batch_size,
+            "cache": cache,
+            "get_cache_key": get_cache_key,
+            "schedule": schedule,
+            "defer_hits": defer_hits,
+            "deduplicate": deduplicate,
+            "cache_errors": cache_errors,
+            "on_missing": on_missing,
+            "limiter": limiter,
+            "name": name,
+        }
+        for option, value in given.items():
+            if value is not _default:
+                setattr(self, option, value)
+        if batch_load_fn is not None:
+            # On the instance, and methods of subclasses on the class: a bound method kept in here
+            # would be a reference cycle.
+            self.batch_load_fn = batch_load_fn  # type: ignore[method-assign]
+        if not self.name:
+            self.name = self._default_name(batch_load_fn)
+        self._check_options(batch_load_fn, cache_map)
+
+        #: Whether batches are fed by an async generator, as far as one can tell before calling it.
+        self.streams = _is_async_generator_function(self.batch_load_fn)
+        self._most = self.max_batch_size if self.batch else 1
+        self._cache: MutableMapping[Any, LoadHandle[V]] | None = None
+        if self.cache:
+            self._cache = {} if cache_map is None else cache_map
+        #: The batch that the next key joins.
+        self._open: Batch | None = None
+        #: Where batches run; set once.
+        self._dispatcher: Dispatcher | None = None
+        #: Whether it was found, rather than given, and so has to be ambient at every load.
+        self._found_scope = False
+        # A load is let in without further questions if these two agree.
+        self._running: Callable[[], object] = _nowhere
+        self._token: object = _CLOSED
+        self._loads = self._hits = self._shared = self._batches = self._keys = 0
+        if task_group is not None:
+            self._attach(Dispatcher(task_group))
+
+    def _default_name(self, batch_load_fn: object) -> str:
+        if batch_load_fn is None or type(self) is not DataLoader:
+            return type(self).__qualname__
+        while isinstance(batch_load_fn, partial):
+            batch_load_fn = batch_load_fn.func
+        return getattr(batch_load_fn, "__qualname__", type(batch_load_fn).__qualname__)
+
+    def _check_options(self, batch_load_fn: object, cache_map: object) -> None:
+        def check(option: str, value: object, fine: bool, expected: str) -> None:
+            if not fine:
+                raise TypeError(f"{option} of {self.name} must be {expected}, not {value!r}")
+
+        if batch_load_fn is None and type(self).batch_load_fn is DataLoader.batch_load_fn:
+            raise TypeError(
+                "DataLoader needs a batch function: give it one, or define an async method "
+                "batch_load_fn in a subclass"
+            )
+        function = self.batch_load_fn
+        check("batch_load_fn", function, callable(function), "callable")
+        for option in ("batch", "cache", "defer_hits", "deduplicate"):
+            value = getattr(self, option)
+            check(option, value, isinstance(value, bool), "True or False")
+        for option in ("get_cache_key", "on_missing"):
+            value = getattr(self, option)
+            check(option, value, value is None or callable(value), "callable or None")
+        check("schedule", self.schedule, callable(self.schedule), "an async function")
+        errors = self.cache_errors
+        fine = isinstance(errors, bool) or callable(errors)
+        check("cache_errors", errors, fine, "True, False or a predicate")
+        check("name", self.name, isinstance(self.name, str), "a str")
+        limiter = self.limiter
+        fine = limiter is None or isinstance(limiter, CapacityLimiter)
+        check("limiter", limiter, fine, "an anyio.CapacityLimiter or None")
+        fine = cache_map is None or isinstance(cache_map, MutableMapping)
+        check("cache_map", cache_map, fine, "a MutableMapping or None")
+        most = self.max_batch_size
+        fine = most is None or (isinstance(most, int) and not isinstance(most, bool))
+        check("max_batch_size", most, fine, "an int >= 1 or None")
+        if most is not None and most < 1:
+            raise ValueError(f"max_batch_size of {self.name} must be an int >= 1, not {most!r}")
+
+    def batch_load_fn(self, keys: list[K], /) -> BatchResult[V]:
+        """
+        Load many keys at once; to be defined by a subclass that is given no function.
+
+        :param keys: a fresh list, in load order
+        """
+        raise NotImplementedError
+
+    # Opening and closing
+
+    def _attach(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+        dispatcher.attach(self)
+
+    def bind(self, token: object) -> None:
+        if token is None:
+            self._running, self._token = _nowhere, _CLOSED
+        else:
+            dispatcher = cast(Dispatcher, self._dispatcher)
+            self._token = token
+            self._running = (
+                partial(_in_scope, dispatcher) if self._found_scope else dispatcher.backend.current
+            )
+
+    async def __aenter__(self) -> Self:
+        if self._dispatcher is not None and (self._dispatcher.entered or self._loads):
+            raise RuntimeError(
+                f"{self.name} is or was open already; a loader can be entered once, for a new "
+                "request make a new one"
+            )
+        dispatcher = Dispatcher()
+        await dispatcher.enter()
+        self._attach(dispatcher)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        await cast(Dispatcher, self._dispatcher).leave(exc_val)
+
+    def _admit(self) -> None:
+        """Let in a load that does not surely come from where the loader is open, or refuse it."""
+        dispatcher = self._dispatcher
+        if dispatcher is None:
+            dispatcher = ambient.get()
+            if dispatcher is None:
+                raise LoaderNotOpenError(
+                    f"{self.name} has nowhere to run: use `async with` on it, give it a "
+                    "task_group, or load inside `async with LoaderScope()`"
+                )
+            dispatcher.admit(self)
+            self._found_scope = True
+            self._attach(dispatcher)
+            return
+        if self._found_scope and dispatcher.state == "open":
+            inner = ambient.get()
+            while inner is not dispatcher:
+                if inner is None:
+                    raise LoaderNotOpenError(
+                        f"{self.name} belongs to the LoaderScope that its first load was made in, "
+                        "and this is another one; make a loader for each scope, for instance by "
+                        "scope.get()"
+                    )
+                inner = inner.outer
+        dispatcher.admit(self)
+
+    def _check_place(self) -> None:
+        """Refuse calls that touch the cache from where no load would be let in."""
+        if self._running() is self._token or self._dispatcher is None:
+            return
+        if self._found_scope:
+            self._admit()
+        elif self._dispatcher.state != "closed":
+            self._dispatcher.check_thread()
+
+    # Loading
+
+    def load(self, key: K) -> LoadHandle[V]:
+        """
+        Ask for the value of one key.
+
+        A plain call, no checkpoint: the key is queued, or found in the cache, when it returns. The
+        load is on its way whether or not the handle is ever awaited.
+
+        :param key: anything but ``None``; hashable, unless ``get_cache_key`` makes it so or the
+            cache is off
+        :raises TypeError: if the key is ``None``, or cannot be hashed
+        :raises LoaderNotOpenError: if the loader has nowhere to run
+        :raises LoaderClosedError: if its scope has ended
+        :raises RuntimeError: if called from another thread or event loop
+        """
+        if self._running() is not self._token:
+            self._admit()
+        if key is None:
+            raise TypeError(f"{self.name}.load() takes a key, not None")
+        self._loads += 1
+        cache = self._cache
+        if cache is None:
+            return self._load_uncached(key, None)
+        cache_key: Any = key if self.get_cache_key is None else self.get_cache_key(key)
+        try:
+            entry = cache.get(cache_key)
+        except TypeError:
+            self._refuse_unhashable(key, cache_key)
+            raise
+        if entry is not None:
+            batch = entry._batch
+            if batch is not None:
+                self._shared += 1
+                return batch.share(entry)
+            self._hits += 1
+            if self.defer_hits and self._open is not None:
+                return self._open.defer(entry, None)
+            return entry
+        batch = self._open
+        if batch is None:
+            batch = self._open_batch()
+        handle: LoadHandle[V] = new_handle(key, batch)
+        cache[cache_key] = handle
+        batch.live += 1
+        self._enqueue(batch, key, cache_key, handle)
+        return handle
+
+    def _load_uncached(self, key: K, many: LoadManyHandle[V] | None) -> LoadHandle[V]:
+        batch = self._open
+        deduplicates = self.deduplicate or self.streams
+        cache_key: Any = None
+        if deduplicates:
+            cache_key = self.cache_key(key)
+            try:
+                entry = None if batch is None else batch.find(cache_key)
+            except TypeError:
+                self._refuse_unhashable(key, cache_key)
+                raise
+            if entry is not None:
+                self._shared += 1
+                if many is None:
+                    return cast(Batch, batch).share(entry)
+                cast(Batch, batch).join(many)
+                many.handles.append(entry)
+                return entry
+        if batch is None:
+            batch = self._open_batch()
+        handle: LoadHandle[V] = new_handle(key, batch, None if many is None else NOBODY)
+        if deduplicates:
+            batch.remember(cache_key, handle)
+        if many is None:
+            batch.live += 1
+        else:
+            batch.join(many)
+            many.handles.append(handle)
+        self._enqueue(batch, key, cache_key, handle)
+        return handle
+
+    def _enqueue(self, batch: Batch, key: K, cache_key: Any, entry: LoadHandle[V]) -> None:
+        batch.keys_.append(key)
+        if batch.cache_keys is not batch.keys_:
+            batch.cache_keys.append(cache_key)
+        batch.entries.append(entry)
+        batch.added += 1
+        batch.note_origin()
+        if self._most is not None and batch.size >= self._most:
+            self._seal(batch, "full")
+
+    def _open_batch(self) -> Batch:
+        dispatcher = cast(Dispatcher, self._dispatcher)
+        batch = Batch(self, dispatcher, self._cache is not None and self.get_cache_key is not None)
+        # First a task, then a key: a group that takes no more tasks leaves no trace.
+        dispatcher.open(batch, self.schedule)
+        self._open = batch
+        return batch
+
+    def _seal(self, batch: Batch, reason: str) -> None:
+        batch.seal(reason)
+        if batch.worker_scope is None:
+            cast(Dispatcher, self._dispatcher).send_or_fail(batch)
+
+    def load_many(
+        self, keys: Iterable[K], *, return_exceptions: bool = False
+    ) -> LoadManyHandle[V]:
+        """
+        Ask for the values of many keys.
+
+        A plain call like :meth:`load`; either all keys are let in or, if it raises, none.
+
+        :param keys: any iterable
+        :param return_exceptions: put errors in place of values, instead of raising the first one
+        :raises TypeError: if ``keys`` is not iterable, or one of them is ``None`` or cannot be
+            hashed
+        :raises LoaderNotOpenError: if the loader has nowhere to run
+        :raises LoaderClosedError: if its scope has ended
+        :raises RuntimeError: if called from another thread or event loop
+        """
+        if self._running() is not self._token:
+            self._admit()
+        if not isinstance(keys, Iterable):
+            raise TypeError(f"{self.name}.load_many() takes an iterable of keys, not {keys!r}")
+        keys = list(keys)
+        if any(map(operator.is_, keys, repeat(None))):
+            raise TypeError(f"{self.name}.load_many() takes keys, and one of them is None")
+        cache_keys: list[Any] = keys
+        if self._cache is None:
+            if self.deduplicate or self.streams:
+                cache_keys = [self.cache_key(key) for key in keys]
+                for key, cache_key in zip(keys, cache_keys):
+                    self._refuse_unhashable(key, cache_key)
+        elif self.get_cache_key is not None:
+            cache_keys = [self.get_cache_key(key) for key in keys]
+        many = LoadManyHandle[V](return_exceptions)
+        self._loads += len(keys)
+        if self._cache is None:
+            for key in keys:
+                self._load_uncached(key, many)
+        else:
+            self._load_many_cached(keys, cache_keys, self._cache, many)
+        return many
+
+    def _load_many_cached(
+        self,
+        keys: list[K],
+        cache_keys: list[Any],
+        cache: MutableMapping[Any, LoadHandle[V]],
+        many: LoadManyHandle[V],
+    ) -> None:
+        # The loop over the keys is the price of a load_many, so it is written for speed: what
+        # differs between batches is fetched once per batch, and counting is left to the end.
+        get = cache.get
+        new = object.__new__
+        handles = many.handles
+        try:
+            found = list(map(get, cache_keys))
+        except TypeError:
+            for key, cache_key in zip(keys, cache_keys):
+                self._refuse_unhashable(key, cache_key)
+            raise
+        batch: Batch | None = None
+        shared = misses = 0
+        for key, cache_key, entry in zip(keys, cache_keys, found):
+            if entry is None:
+                entry = get(cache_key)  # it may have come earlier in this very call
+            if entry is None:
+                if batch is None:
+                    batch = self._open or self._open_batch()
+                    batch.join(many)
+                    batch_keys, entries = batch.keys_, batch.entries
+                    separate = batch.cache_keys is not batch_keys
+                    room = -1 if self._most is None else self._most - batch.size
+                entry = new(LoadHandle)
+                entry._key = key
+                entry._batch = batch
+                entry._waiters = NOBODY
+                cache[cache_key] = entry
+                handles.append(entry)
+                batch_keys.append(key)
+                if separate:
+                    batch.cache_keys.append(cache_key)
+                entries.append(entry)
+                misses += 1
+                batch.added += 1
+                room -= 1
+                if not room:
+                    self._seal(batch, "full")
+                    batch = None
+                continue
+            pending = entry._batch
+            if pending is not None:
+                shared += 1
+                if pending is not batch:
+                    pending.join(many)
+            elif self.defer_hits and self._open is not None:
+                entry = self._open.defer(entry, NOBODY)
+                many.batches[self._open] = None
+            handles.append(entry)
+        self._shared += shared
+        self._hits += len(keys) - misses - shared
+
+    def dispatch(self) -> None:
+        """
+        Send what is queued now, without waiting for the schedule.
+
+        Does nothing if nothing is queued. The batch function is called by a task of its own, so not
+        before this returns.
+
+        :raises LoaderClosedError: if the task group takes no more tasks; what was queued fails with
+            the same error
+        :raises RuntimeError: if called from another thread or event loop
+        """
+        self._check_place()
+        if self._open is not None:
+            self._seal(self._open, "dispatch")
+
+    # The cache
+
+    def clear(self, key: K) -> Self:
+        """
+        Forget one key; who loads it next fetches it anew.
+
+        Loads on their way are not affected and get the old result, which is not cached any more.
+        """
+        self._check_place()
+        if self._cache is not None:
+            cache_key = self.cache_key(key)
+            self._refuse_unhashable(key, cache_key)
+            self._cache.pop(cache_key, None)
+        return self
+
+    def clear_many(self, keys: Iterable[K]) -> Self:
+        """Forget some keys, as :meth:`clear` does."""
+        for key in keys:
+            self.clear(key)
+        return self
+
+    def clear_all(self) -> Self:
+        """Forget all keys, as :meth:`clear` does."""
+        self._check_place()
+        if self._cache is not None:
+            self._cache.clear()
+        return self
+
+    def prime(self, key: K, value: V | Exception, *, force: bool = False) -> Self:
+        """
+        Put a value into the cache, unless the key is there already, pending or settled.
+
+        With the cache off it does nothing.
+
+        :param value: the value, or an ``Exception`` for loads to raise
+        :param force: replace what is there. A key that is still queued is taken out of its batch,
+            and those who wait for it get the value; one in flight goes on for those who wait for it
+        :raises TypeError: if the key is ``None`` or cannot be hashed
+        """
+        self._check_place()
+        cache = self._cache
+        if cache is None:
+            return self
+        if key is None:
+            raise TypeError(f"{self.name}.prime() takes a key, not None")
+        cache_key = self.cache_key(key)
+        self._refuse_unhashable(key, cache_key)
+        entry = cache.get(cache_key)
+        if entry is not None and not force:
+            return self
+        outcome: Any = value
+        if isinstance(value, Exception):
+            outcome = Failure(value, value.__traceback__)
+        if entry is None or entry._batch is None or not entry._batch.take_out(entry, outcome):
+            entry = new_handle(key, None)
+            entry._value = outcome
+        cache[cache_key] = entry
+        return self
+
+    def prime_many(self, mapping: Mapping[K, V | Exception], *, force: bool = False) -> Self:
+        """Put values into the cache, each as :meth:`prime` does."""
+        for key, value in mapping.items():
+            self.prime(key, value, force=force)
+        return self
+
+    def peek(self, key: K) -> LoadHandle[V] | None:
+        """
+        Return the cached handle of a key, pending or settled, or ``None``.
+
+        It never loads and never counts as a hit.
+        """
+        self._check_place()
+        if self._cache is None:
+            return None
+        cache_key = self.cache_key(key)
+        self._refuse_unhashable(key, cache_key)
+        return self._cache.get(cache_key)
+
+    def _refuse_unhashable(self, key: K, cache_key: Any) -> None:
+        error = unhashable(self.name, key, cache_key)
+        if error is not None:
+            raise error
+
+    # What can be seen from outside
+
+    def statistics(self) -> LoaderStatistics:
+        """Return what the loader has done so far."""
+        outstanding = () if self._dispatcher is None else self._dispatcher.batches_of(self)
+        return LoaderStatistics(
+            loads=self._loads,
+            hits=self._hits,
+            shared=self._shared,
+            keys=self._keys,
+            batches=self._batches,
+            queued=sum(batch.size for batch in outstanding if batch.is_queued),
+            running=sum(not batch.is_queued for batch in outstanding),
+            cached=0 if self._cache is None else len(self._cache),
+        )
+
+    def __repr__(self) -> str:
+        now = self.statistics()
+        state = "not open" if self._dispatcher is None else self._dispatcher.state
+        return (
+            f"<{type(self).__name__} {self.name}: {state}, {now.queued} keys queued, "
+            f"{now.running} batches running, {now.cached} cached>"
+        )
+
+    # What a batch asks of its loader
+
+    def cache_key(self, key: Any) -> Any:
+        return key if self.get_cache_key is None else self.get_cache_key(key)
+
+    def missing(self, key: Any) -> Any:
+        return None if self.on_missing is None else self.on_missing(key)
+
+    def keeps_error(self, error: Exception) -> bool:
+        keep = self.cache_errors
+        if isinstance(keep, bool):
+            return keep
+        try:
+            return bool(keep(error))
+        except Exception:
+            _log.exception("cache_errors of %s raised; the error is not cached", self.name)
+            return False
+
+    def evict(self, pairs: Iterable[tuple[Any, LoadHandle[Any]]]) -> None:
+        if self._cache is None:
+            return
+        for cache_key, entry in pairs:
+            try:
+                evict(self._cache, cache_key, entry)
+            except Exception:
+                _log.exception("cache_map of %s raised, and may hold a stale key", self.name)
+
+    def batch_started(self, keys: int) -> None:
+        self._batches += 1
+        self._keys += keys
+
+    def batch_left(self, batch: Batch) -> None:
+        """``batch`` takes no more keys."""
+        if self._open is batch:
+            self._open = None
+
+
+def _is_async_generator_function(function: object) -> bool:
+    while isinstance(function, partial):
+        function = function.func
+    return inspect.isasyncgenfunction(function) or inspect.isasyncgenfunction(
+        getattr(type(function), "__call__", None)
+    )

@@ -1,0 +1,186 @@
+"""
+When a batch leaves.
+
+A schedule is an async function that is given a :class:`BatchView` and returns when the batch
+should leave. It runs in the task that will call the batch function, in the loader's task group.
+
+**Why two quiet checkpoints.** There is no "end of the tick" that holds on every event loop: what
+both backends have is rounds. All tasks that are runnable now get one step, then comes the next
+round. A task's place within a round is arbitrary; trio reverses each round at random. So after one
+checkpoint some siblings may have had their step since our last one and others not. After two
+consecutive checkpoints every runnable task has had at least one whole step, and if none of these
+brought a key, one whole round was quiet. A fixed number of checkpoints was measured to give
+different batches from run to run on trio as soon as keys come from different depths.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+__all__ = ("BatchView", "Schedule", "manual", "quiescent", "rounds", "window")
+
+# A burst of loads that belongs together, say the deepest of nested GraphQL lists, comes within some
+# ten rounds. A round of a busy server takes in the order of a millisecond. 100 rounds leave the
+# bursts alone and let a batch that always gets one more key leave after about a tenth of a second.
+DEFAULT_MAX_ROUNDS = 100
+
+
+class BatchView(Protocol):
+    """What a schedule sees of the batch it decides about; all of it is live and read-only."""
+
+    @property
+    def name(self) -> str:
+        """The loader's name."""
+
+    @property
+    def keys(self) -> tuple[Any, ...]:
+        """The keys queued now, in load order."""
+
+    @property
+    def size(self) -> int:
+        """How many keys are queued now."""
+
+    @property
+    def added(self) -> int:
+        """How many keys were ever queued; unlike ``size`` it never goes down."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the batch still takes keys: it is neither full nor dispatched."""
+
+
+Schedule = Callable[[BatchView], Awaitable[object]]
+
+
+class Polling:
+    """
+    A schedule that looks at ``is_open`` after every checkpoint.
+
+    The dispatcher need not guard such a schedule by a cancel scope to make it let go of a batch
+    that became full.
+    """
+
+
+class _Quiescent(Polling):
+    def __init__(self, max_rounds: int) -> None:
+        self._max_rounds = max_rounds
+
+    def __repr__(self) -> str:
+        return f"quiescent(max_rounds={self._max_rounds})"
+
+    async def __call__(self, batch: BatchView) -> None:
+        seen = batch.added
+        quiet = 0
+        for _ in range(self._max_rounds):
+            await checkpoint()
+            if not batch.is_open:
+                return
+            added = batch.added
+            if added != seen:
+                seen = added
+                quiet = 0
+            elif quiet:
+                return
+            else:
+                quiet = 1
+
+
+class _Rounds(Polling):
+    def __init__(self, n: int) -> None:
+        self._n = n
+
+    def __repr__(self) -> str:
+        return f"rounds({self._n})"
+
+    async def __call__(self, batch: BatchView) -> None:
+        for _ in range(self._n):
+            await checkpoint()
+            if not batch.is_open:
+                return
+
+
+class _Window:
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def __repr__(self) -> str:
+        return f"window({self._seconds})"
+
+    async def __call__(self, batch: BatchView) -> None:
+        await anyio.sleep(self._seconds)
+
+
+class Manual:
+    """Told apart by the dispatcher, which starts no task for a batch under this schedule."""
+
+    def __repr__(self) -> str:
+        return "manual()"
+
+    async def __call__(self, batch: BatchView) -> None:
+        """Return at once: it is asked only while a scope closes, when nobody could dispatch."""
+
+
+def quiescent(*, max_rounds: int = DEFAULT_MAX_ROUNDS) -> Schedule:
+    """
+    Let a batch leave once one whole scheduler round has brought it no new key.
+
+    This is the default. Loads with no quiet round between them share a batch, on both backends and
+    in whatever order the scheduler runs the tasks; after at most four quiet rounds the batch has
+    left.
+
+    :param max_rounds: the batch leaves after this many checkpoints, even if each of them still
+        brings a key
+    :raises TypeError: if ``max_rounds`` is not an int
+    :raises ValueError: if ``max_rounds`` is less than 1
+    """
+    return _Quiescent(_integer("max_rounds", max_rounds, least=1))
+
+
+def rounds(n: int) -> Schedule:
+    """
+    Let a batch leave after ``n`` checkpoints, whatever they bring.
+
+    :param n: 0 sends what the current step of the loading task enqueues, and gives the lowest
+        latency for one load after the other
+    :raises TypeError: if ``n`` is not an int
+    :raises ValueError: if ``n`` is negative
+    """
+    return _Rounds(_integer("n", n, least=0))
+
+
+def window(seconds: float) -> Schedule:
+    """
+    Let a batch leave some time after its first key.
+
+    :param seconds: how long the batch stays open
+    :raises TypeError: if ``seconds`` is not a number
+    :raises ValueError: if ``seconds`` is negative, infinite or NaN
+    """
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"seconds must be a number, not {seconds!r}")
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"seconds must be finite and not negative, not {seconds!r}")
+    return _Window(seconds)
+
+
+def manual() -> Schedule:
+    """
+    Let a batch leave only when it is full or ``dispatch()`` is called.
+
+    Until then it has no task. When the scope of the loader is left, batches that a task awaits
+    leave too.
+    """
+    return Manual()
+
+
+def _integer(name: str, value: int, *, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value!r}")
+    return value
