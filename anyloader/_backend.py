@@ -31,20 +31,23 @@ FOREIGN = (
 
 
 class Backend(Protocol):
-    #: The event loop that this backend was made in, to compare with ``current()``.
-    token: object
+    @property
+    def token(self) -> object:
+        """The event loop that this backend was made in, to compare with ``current()``."""
+        ...
 
-    @staticmethod
-    def current() -> object:
-        """Return the event loop that runs in this thread now, or ``None``."""
+    #: Returns the event loop that runs in this thread now, or ``None``.
+    current: Any
 
     @staticmethod
     def current_task() -> object:
         """Return the task that runs now (on asyncio ``None`` in a plain callback)."""
+        ...
 
     @staticmethod
     def prepare(context: Context) -> None:
         """Make ``context`` fit to start anyio tasks in, also from a plain callback of the loop."""
+        ...
 
     def park(self, waiters: Waiters) -> Generator[Any, Any, None]:
         """
@@ -52,19 +55,21 @@ class Backend(Protocol):
 
         Whoever leaves early, by cancellation or otherwise, is no longer a member by then.
         """
+        ...
 
     @staticmethod
     def wake(waiters: Waiters) -> None:
         """Let all of ``waiters`` go on; they have no members afterwards."""
+        ...
 
 
 class AsyncioBackend:
-    __slots__ = ("_create_future", "token")
-
-    current = staticmethod(asyncio._get_running_loop)
+    __slots__ = ("_create_future", "current", "token")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.token: object = loop
+        # No wrapper around it, as it is called by every load.
+        self.current: Any = asyncio._get_running_loop
         self._create_future = loop.create_future
 
     @staticmethod
@@ -99,19 +104,12 @@ class AsyncioBackend:
 
 
 class TrioBackend:
-    __slots__ = ("_trio", "token")
+    __slots__ = ("_trio", "current", "token")
 
     def __init__(self, lowlevel: Any) -> None:
         self._trio = lowlevel
         self.token: object = lowlevel.current_trio_token()
-
-    @staticmethod
-    def current() -> object:
-        lowlevel = sys.modules["trio.lowlevel"]
-        try:
-            return lowlevel.current_trio_token()
-        except RuntimeError:
-            return None
+        self.current: Any = _current_trio_token
 
     @staticmethod
     def current_task() -> object:
@@ -140,6 +138,13 @@ class TrioBackend:
         for task in waiters:
             reschedule(task)
         waiters.clear()
+
+
+def _current_trio_token() -> object:
+    try:
+        return sys.modules["trio.lowlevel"].current_trio_token()
+    except RuntimeError:
+        return None
 
 
 def running_backend() -> Backend | None:

@@ -39,9 +39,10 @@ from ._handle import Failure, LoadHandle, LoadManyHandle, running_batch
 from ._results import ResultRules, aligned, excerpt, on_missing_value, wrong_result
 
 if TYPE_CHECKING:
-    from anyio import CapacityLimiter, CancelScope
+    from anyio import CancelScope, CapacityLimiter
 
     from ._dispatcher import Dispatcher
+    from .schedules import Schedule
 
 __all__ = ("TRANSITIONS", "Batch", "BatchRules", "new_handle")
 
@@ -65,6 +66,10 @@ class BatchRules(ResultRules, Protocol):
     """What a batch asks of its loader."""
 
     limiter: CapacityLimiter | None
+    #: Whether the function is known to be an async generator.
+    streams: bool
+
+    def batch_load_fn(self, keys: list[Any], /) -> Any: ...
 
     def keeps_error(self, error: Exception) -> bool: ...
 
@@ -107,6 +112,7 @@ class Batch:
         "origins",
         "reason",
         "rules",
+        "schedule",
         "schedule_scope",
         "state",
         "waits",
@@ -114,9 +120,12 @@ class Batch:
         "worker_scope",
     )
 
-    def __init__(self, rules: BatchRules, dispatcher: Dispatcher, own_cache_keys: bool) -> None:
+    def __init__(
+        self, rules: BatchRules, dispatcher: Dispatcher, schedule: Schedule, own_cache_keys: bool
+    ) -> None:
         self.rules = rules
         self.dispatcher = dispatcher
+        self.schedule = schedule
         #: One of the four states. Changed by ``_move`` only.
         self.state: str = OPEN
         #: Why it was sealed: "schedule", "full", "dispatch" or "close".
@@ -252,9 +261,7 @@ class Batch:
         return bool(self.watchers) or any(handle._waiters for handle in self._all_handles())
 
     def _all_handles(self) -> Iterable[LoadHandle[Any]]:
-        return chain(
-            self.entries, *(self._followers or {}).values(), self._deferred or ()
-        )
+        return chain(self.entries, *(self._followers or {}).values(), self._deferred or ())
 
     # From state to state
 
@@ -378,10 +385,9 @@ class Batch:
         rules, index = self.rules, self._index
         if index is None:  # pragma: no cover - distinct_keys() came first
             raise RuntimeError("not a stream")
-        try:
-            key, value = pair  # type: ignore[misc]
-        except (TypeError, ValueError):
-            raise wrong_result(rules, self.keys_, f"yielded {excerpt(pair)}, no pair") from None
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise wrong_result(rules, self.keys_, f"yielded {excerpt(pair)}, no pair")
+        key, value = pair
         entry, cache_key = index.get(key), key
         if entry is None:
             cache_key = rules.cache_key(key)
@@ -518,10 +524,11 @@ def _blockers(batch: Batch) -> tuple[list[Batch], bool]:
         return list(batch.waits or ()), True
     if limiter is None or limiter.available_tokens > 0:
         return [], True
-    holders = limiter.statistics().borrowers
-    if batch in holders or not all(isinstance(holder, Batch) for holder in holders):
+    borrowers = limiter.statistics().borrowers
+    holders = [holder for holder in borrowers if isinstance(holder, Batch)]
+    if batch in holders or len(holders) < len(borrowers):
         return [], True
-    return list(holders), False
+    return holders, False
 
 
 def _check_deadlock(waiter: Batch, target: Batch) -> None:

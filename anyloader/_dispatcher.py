@@ -28,7 +28,7 @@ from ._batch import Batch, BatchRules
 from ._errors import LoaderClosedError
 from ._handle import running_batch
 from ._results import excerpt, wrong_result
-from .schedules import Manual, Polling, Schedule
+from .schedules import Manual, Polling
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -46,13 +46,9 @@ CLOSED: Final = "closed"
 class LoaderRules(BatchRules, Protocol):
     """What a dispatcher asks of a loader."""
 
-    schedule: Schedule
-    streams: bool
-
-    def batch_load_fn(self, keys: list[Any], /) -> Any: ...
-
     def bind(self, token: object) -> None:
         """From now on take loads only in the event loop with this token; ``None``: in no one."""
+        ...
 
 
 class _Worker:
@@ -72,7 +68,7 @@ class Dispatcher:
     """
 
     def __init__(self, task_group: Any = None) -> None:
-        self._group = task_group
+        self._group: Any = task_group
         self._owns_group = task_group is None
         #: The scope around this one.
         self.outer = ambient.get()
@@ -154,13 +150,13 @@ class Dispatcher:
 
     # Batches come and go
 
-    def open(self, batch: Batch, schedule: Schedule) -> None:
+    def open(self, batch: Batch) -> None:
         """
         Take charge of a new, empty batch.
 
         :raises LoaderClosedError: if the task group takes no more tasks; the batch is void then
         """
-        if isinstance(schedule, Manual) and self.state is OPEN:
+        if isinstance(batch.schedule, Manual) and self.state is OPEN:
             if not self._owns_group and has_ended(self._group):
                 raise LoaderClosedError(_closed(batch.name))
         else:
@@ -242,19 +238,18 @@ class Dispatcher:
 
     async def _run(self, batch: Batch) -> bool:
         """See a batch through; return whether the task is fit for another one."""
-        rules: LoaderRules = batch.rules  # type: ignore[assignment]
-        limiter = rules.limiter
+        limiter = batch.rules.limiter
         try:
             if batch.is_open:
-                await self._await_schedule(batch, rules.schedule)
+                await self._await_schedule(batch)
             if batch.is_done:
                 return False
             if limiter is None:
-                await self._call(batch, rules)
+                await self._call(batch)
             else:
                 await limiter.acquire_on_behalf_of(batch)
                 try:
-                    await self._call(batch, rules)
+                    await self._call(batch)
                 finally:
                     limiter.release_on_behalf_of(batch)
         except Exception as exc:
@@ -279,8 +274,9 @@ class Dispatcher:
             scope is not None and scope.cancel_called
         ) or anyio.current_effective_deadline() == -math.inf
 
-    async def _await_schedule(self, batch: Batch, schedule: Schedule) -> None:
-        if isinstance(schedule, Polling):
+    async def _await_schedule(self, batch: Batch) -> None:
+        schedule = batch.schedule
+        if isinstance(schedule, Polling):  # lets go by itself
             await schedule(batch)
         else:
             with CancelScope() as batch.schedule_scope:
@@ -289,12 +285,12 @@ class Dispatcher:
         if batch.is_open:
             batch.seal("schedule")
 
-    async def _call(self, batch: Batch, rules: LoaderRules) -> None:
+    async def _call(self, batch: Batch) -> None:
         if batch.is_done:
             return
-        keys = batch.start(distinct=rules.streams)
+        keys = batch.start(distinct=batch.rules.streams)
         if keys is not None:
-            await _InContext(self.context.copy(), _call_batch_function(batch, rules, keys))
+            await _InContext(self.context.copy(), _call_batch_function(batch, keys))
 
     # The way in and out
 
@@ -382,32 +378,32 @@ class Dispatcher:
         while grows:
             grows = False
             for batch in self._outstanding:
-                if batch not in wanted and batch.live and batch.origins:
-                    if not batch.origins.isdisjoint(wanted):
-                        wanted[batch] = None
-                        grows = True
+                origins = batch.origins
+                if batch in wanted or not batch.live or not origins:
+                    continue
+                if not origins.isdisjoint(wanted):
+                    wanted[batch] = None
+                    grows = True
         return wanted
 
 
-async def _call_batch_function(batch: Batch, rules: LoaderRules, keys: list[Any]) -> None:
+async def _call_batch_function(batch: Batch, keys: list[Any]) -> None:
+    rules = batch.rules
     running_batch.set(batch)
     result = rules.batch_load_fn(keys)
     if type(result) is not CoroutineType:
         if isinstance(result, AsyncIterator):
-            await _call_stream(batch, rules, keys, result)
+            await _call_stream(batch, keys, result)
             return
         if not isinstance(result, Awaitable):
-            raise wrong_result(
-                rules, keys, f"returned {excerpt(result)}, which cannot be awaited"
-            )
+            raise wrong_result(rules, keys, f"returned {excerpt(result)}, which cannot be awaited")
     result = await result
     if not batch.is_done:
         batch.settle(result)
 
 
-async def _call_stream(
-    batch: Batch, rules: LoaderRules, keys: list[Any], stream: AsyncIterator[object]
-) -> None:
+async def _call_stream(batch: Batch, keys: list[Any], stream: AsyncIterator[object]) -> None:
+    rules = batch.rules
     if not rules.streams:
         # The function did not look like an async generator, so it was given every key. A generator
         # that has not made its first step can be thrown away.

@@ -19,7 +19,7 @@ future here that waiters share: each parks by itself, so cancelling one cannot r
 from __future__ import annotations
 
 import enum
-from collections.abc import Coroutine, Generator, Sequence
+from collections.abc import Coroutine, Generator
 from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ("NOBODY", "Failure", "LoadHandle", "LoadManyHandle", "running_batch")
 
+V = TypeVar("V")
 V_co = TypeVar("V_co", covariant=True)
 T_co = TypeVar("T_co", covariant=True)
 
@@ -112,15 +113,6 @@ class _Driven(Coroutine[Any, Any, T_co]):
             iterator.close()
 
 
-class Status(enum.Enum):
-    """The status of a load."""
-
-    PENDING = enum.auto()
-    FINISHED = enum.auto()
-    FAILED = enum.auto()
-    CANCELLED = enum.auto()
-
-
 class LoadHandle(_Driven[V_co]):
     """
     One load, on its way or settled; ``loader.load(key)`` returns it.
@@ -138,6 +130,14 @@ class LoadHandle(_Driven[V_co]):
     gets :class:`LoadCancelledError`; it is never cancelled itself.
     """
 
+    class Status(enum.Enum):
+        """The status of a load."""
+
+        PENDING = enum.auto()
+        FINISHED = enum.auto()
+        FAILED = enum.auto()
+        CANCELLED = enum.auto()
+
     __slots__ = ("__weakref__", "_batch", "_key", "_value", "_waiters")
 
     #: The batch that will settle this handle; ``None`` once settled. Changed by ``_batch`` only.
@@ -148,8 +148,6 @@ class LoadHandle(_Driven[V_co]):
     _waiters: Waiters | None
     _key: Any
 
-    Status = Status
-
     def __init__(self) -> None:
         raise TypeError("handles are made by DataLoader.load()")
 
@@ -159,15 +157,15 @@ class LoadHandle(_Driven[V_co]):
         return self._key
 
     @property
-    def status(self) -> Status:
+    def status(self) -> LoadHandle.Status:
         """How the load stands."""
         if self._batch is not None:
-            return Status.PENDING
+            return LoadHandle.Status.PENDING
         if type(self._value) is not Failure:
-            return Status.FINISHED
+            return LoadHandle.Status.FINISHED
         if isinstance(self._value.exception, LoadCancelledError):
-            return Status.CANCELLED
-        return Status.FAILED
+            return LoadHandle.Status.CANCELLED
+        return LoadHandle.Status.FAILED
 
     @property
     def return_value(self) -> V_co:
@@ -197,13 +195,13 @@ class LoadHandle(_Driven[V_co]):
 
     def _failure(self) -> Failure | None:
         status = self.status
-        if status is Status.PENDING:
+        if status is LoadHandle.Status.PENDING:
             raise TaskNotFinished(f"the load of {self._key!r} has not finished yet")
-        if status is Status.CANCELLED:
+        if status is LoadHandle.Status.CANCELLED:
             raise TaskCancelled(
                 f"the load of {self._key!r} was cancelled"
             ) from self._value.exception
-        return self._value if status is Status.FAILED else None
+        return self._value if status is LoadHandle.Status.FAILED else None
 
     async def wait(self) -> None:
         """
@@ -268,7 +266,7 @@ class _Iterate:
         return self._iterator
 
 
-class LoadManyHandle(_Driven["list[V_co]"], Generic[V_co]):
+class LoadManyHandle(_Driven[list[V]], Generic[V]):
     """
     The loads of one ``load_many``, awaited together.
 
@@ -282,7 +280,7 @@ class LoadManyHandle(_Driven["list[V_co]"], Generic[V_co]):
 
     def __init__(self, return_exceptions: bool) -> None:
         # Filled by the loader, and by ``Batch.join``.
-        self.handles: list[LoadHandle[V_co]] = []
+        self.handles: list[LoadHandle[V]] = []
         #: The batches that may settle some of the handles. In each of them this object is one load.
         self.batches: dict[Batch, None] = {}
         self._return_exceptions = return_exceptions
@@ -293,14 +291,15 @@ class LoadManyHandle(_Driven["list[V_co]"], Generic[V_co]):
     def wanted(self) -> bool:
         return self._awaits != 0
 
-    def __await__(self) -> Generator[Any, Any, list[V_co]]:
+    def __await__(self) -> Generator[Any, Any, list[V]]:
         failure = (yield from self._until_settled()) if self.batches else None
         if failure is None:
             values: list[Any] = [handle._value for handle in self.handles]
             if Failure not in set(map(type, values)):
                 return values
             if self._return_exceptions:
-                return [v.exception if type(v) is Failure else v for v in values]
+                values = [v.exception if type(v) is Failure else v for v in values]
+                return values
             failure = next(value for value in values if type(value) is Failure)
         try:
             raise failure.renewed()

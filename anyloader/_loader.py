@@ -9,6 +9,7 @@ from collections.abc import (
     AsyncGenerator,
     Awaitable,
     Callable,
+    Coroutine,
     Iterable,
     Mapping,
     MutableMapping,
@@ -16,7 +17,7 @@ from collections.abc import (
 from functools import partial
 from itertools import repeat
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, Union, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from anyio import CapacityLimiter
 
@@ -25,12 +26,11 @@ from ._cache import evict, unhashable
 from ._dispatcher import Dispatcher, ambient
 from ._errors import LoaderNotOpenError
 from ._handle import NOBODY, Failure, LoadHandle, LoadManyHandle
-from .schedules import Schedule, quiescent
 from ._statistics import LoaderStatistics
+from .schedules import Schedule, quiescent
 
 if TYPE_CHECKING:
     import asyncio
-
     import sys
 
     import anyio.abc
@@ -41,7 +41,14 @@ if TYPE_CHECKING:
     else:
         from typing_extensions import Self
 
-    TaskGroup = Union[anyio.abc.TaskGroup, trio.Nursery, "asyncio.TaskGroup"]
+    class _AsyncioTaskGroup(Protocol):
+        """``asyncio.TaskGroup``, which Python 3.10 has not."""
+
+        def create_task(
+            self, coro: Coroutine[Any, Any, Any], *, name: str | None = None
+        ) -> asyncio.Task[Any]: ...
+
+    TaskGroup = anyio.abc.TaskGroup | trio.Nursery | _AsyncioTaskGroup
 
 __all__ = ("BatchLoadFn", "BatchResult", "DataLoader")
 
@@ -56,10 +63,10 @@ _default: Any = ...
 #: ``_token`` of a loader that takes no loads as it is; equal to no event loop.
 _CLOSED: Any = object()
 
-BatchResult = Union[
-    Awaitable[Union[Iterable[Union[V, Exception]], Mapping[Any, Union[V, Exception]]]],
-    AsyncGenerator[tuple[Any, Union[V, Exception]], None],
-]
+BatchResult = (
+    Awaitable[Iterable[V | Exception] | Mapping[Any, V | Exception]]
+    | AsyncGenerator[tuple[Any, V | Exception], None]
+)
 BatchLoadFn = Callable[[list[K]], BatchResult[V]]
 
 
@@ -396,9 +403,10 @@ class DataLoader(Generic[K, V]):
 
     def _open_batch(self) -> Batch:
         dispatcher = cast(Dispatcher, self._dispatcher)
-        batch = Batch(self, dispatcher, self._cache is not None and self.get_cache_key is not None)
+        own_cache_keys = self._cache is not None and self.get_cache_key is not None
+        batch = Batch(self, dispatcher, self.schedule, own_cache_keys)
         # First a task, then a key: a group that takes no more tasks leaves no trace.
-        dispatcher.open(batch, self.schedule)
+        dispatcher.open(batch)
         self._open = batch
         return batch
 
@@ -407,9 +415,7 @@ class DataLoader(Generic[K, V]):
         if batch.worker_scope is None:
             cast(Dispatcher, self._dispatcher).send_or_fail(batch)
 
-    def load_many(
-        self, keys: Iterable[K], *, return_exceptions: bool = False
-    ) -> LoadManyHandle[V]:
+    def load_many(self, keys: Iterable[K], *, return_exceptions: bool = False) -> LoadManyHandle[V]:
         """
         Ask for the values of many keys.
 
@@ -668,6 +674,5 @@ class DataLoader(Generic[K, V]):
 def _is_async_generator_function(function: object) -> bool:
     while isinstance(function, partial):
         function = function.func
-    return inspect.isasyncgenfunction(function) or inspect.isasyncgenfunction(
-        getattr(type(function), "__call__", None)
-    )
+    call = getattr(type(function), "__call__")  # noqa: B004, B009 - of the class, not the instance
+    return inspect.isasyncgenfunction(function) or inspect.isasyncgenfunction(call)

@@ -36,22 +36,27 @@ class BatchView(Protocol):
     @property
     def name(self) -> str:
         """The loader's name."""
+        ...
 
     @property
     def keys(self) -> tuple[Any, ...]:
         """The keys queued now, in load order."""
+        ...
 
     @property
     def size(self) -> int:
         """How many keys are queued now."""
+        ...
 
     @property
     def added(self) -> int:
         """How many keys were ever queued; unlike ``size`` it never goes down."""
+        ...
 
     @property
     def is_open(self) -> bool:
         """Whether the batch still takes keys: it is neither full nor dispatched."""
+        ...
 
 
 Schedule = Callable[[BatchView], Awaitable[object]]
@@ -64,6 +69,9 @@ class Polling:
     The dispatcher need not guard such a schedule by a cancel scope to make it let go of a batch
     that became full.
     """
+
+    async def __call__(self, batch: BatchView) -> None:
+        raise NotImplementedError
 
 
 class _Quiescent(Polling):
