@@ -10,10 +10,15 @@ from ._errors import LoaderNotOpenError as LoaderNotOpenError
 from ._handle import LoadHandle as LoadHandle
 from ._handle import LoadManyHandle as LoadManyHandle
 from ._loader import DataLoader as DataLoader
+from ._scope import BatchLoader as BatchLoader
+from ._scope import LoaderScope as LoaderScope
+from ._scope import batch_loader as batch_loader
+from ._scope import current_scope as current_scope
 from ._statistics import LoaderStatistics as LoaderStatistics
 from ._threads import in_thread as in_thread
 
 __all__ = (
+    "BatchLoader",
     "BatchResultError",
     "DataLoader",
     "LoadCancelledError",
@@ -23,7 +28,10 @@ __all__ = (
     "LoaderClosedError",
     "LoaderError",
     "LoaderNotOpenError",
+    "LoaderScope",
     "LoaderStatistics",
+    "batch_loader",
+    "current_scope",
     "in_thread",
     "schedules",
 )

@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol
 
 import anyio
 from anyio import CancelScope
+from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
 from ._backend import FOREIGN, Backend, Waiters, has_ended, running_backend
@@ -33,7 +34,7 @@ from .schedules import Manual, Polling
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-__all__ = ("Dispatcher", "LoaderRules", "ambient")
+__all__ = ("Dispatcher", "LoaderRules", "ambient", "leave_bare")
 
 #: The dispatcher of the innermost LoaderScope.
 ambient: ContextVar[Dispatcher | None] = ContextVar("anyloader_ambient", default=None)
@@ -80,7 +81,7 @@ class Dispatcher:
         #: Copied for every call of a batch function.
         self.context: Context = copy_context()
         #: Those to tell when this is left, if it is ever left.
-        self._loaders: list[LoaderRules] = []
+        self.loaders: list[LoaderRules] = []
         #: The batches that are not done, in order of their opening.
         self._outstanding: dict[Batch, None] = {}
         self._workers: set[_Worker] = set()
@@ -114,7 +115,7 @@ class Dispatcher:
         if self.token is not None:
             loader.bind(self.token)
         if self.entered:
-            self._loaders.append(loader)
+            self.loaders.append(loader)
 
     def admit(self, loader: LoaderRules) -> None:
         """
@@ -130,8 +131,18 @@ class Dispatcher:
                 raise RuntimeError(f"{loader.name} was used where no event loop is running")
             self._use(backend)
             loader.bind(self.token)
+        self.admit_to(loader.name)
+
+    def admit_to(self, name: str) -> None:
+        """
+        As :meth:`admit`, for something that runs here already.
+
+        :raises LoaderClosedError: if the scope has ended, or is being left and this is not one of
+            its batch functions
+        :raises RuntimeError: if this is another event loop, or a thread without one
+        """
         if self.state is CLOSED or (self.state is CLOSING and not self._runs_here()):
-            raise LoaderClosedError(_closed(loader.name))
+            raise LoaderClosedError(_closed(name))
         self.check_thread()
 
     def check_thread(self) -> None:
@@ -296,10 +307,26 @@ class Dispatcher:
 
     async def enter(self) -> None:
         self.entered = True
+        # Once more: what was set since, such as the ambient scope, belongs to it.
+        self.context = copy_context()
+        self.backend.prepare(self.context)
         if self._owns_group:
             self._group = anyio.create_task_group()
             self._start_task = _task_starter(self._group)
             await self._group.__aenter__()
+
+    def cancel(self, why: str, cause: BaseException | None = None) -> None:
+        """Cancel all batches and let no load in any more."""
+        self.check_thread()
+        self.state = CLOSED
+        for loader in self.loaders:
+            loader.bind(None)
+        self._cancel_batches(why, cause)
+
+    def _cancel_batches(self, why: str, cause: BaseException | None) -> None:
+        for batch in list(self._outstanding):
+            if not batch.is_done:  # by then, as one can take others with it
+                batch.cancel(why, cause)
 
     async def leave(self, exc: BaseException | None) -> None:
         """
@@ -309,7 +336,7 @@ class Dispatcher:
         exception that ended a worker (only ever a ``KeyboardInterrupt`` or the like) raised here.
         """
         self.state = CLOSING
-        for loader in self._loaders:
+        for loader in self.loaders:
             loader.bind(None)
         leaving = exc
         if exc is None:
@@ -317,18 +344,16 @@ class Dispatcher:
                 await self._drain()
             except BaseException as exc_:
                 leaving = exc_
-        for batch in list(self._outstanding):
-            batch.cancel("its scope was left", leaving)
+        self._cancel_batches("its scope was left", leaving)
         for worker in list(self._workers):
             worker.scope.cancel()
         try:
             await self._join(leaving)
         finally:
             self.state = CLOSED
-            for batch in list(self._outstanding):
-                batch.cancel("its scope was left", leaving)
+            self._cancel_batches("its scope was left", leaving)
             # Nothing of the scope shall live on in loaders and handles that do.
-            self._loaders.clear()
+            self.loaders = []
             self.context = Context()
             self._group = self._start_task = None
         if leaving is not exc and leaving is not None:
@@ -340,17 +365,7 @@ class Dispatcher:
                 while self._workers:
                     await _Parked(self.park(self._changed))
             return
-        # An exception that is no cancellation would come back wrapped in an ExceptionGroup; it goes
-        # on by itself. A cancellation has to pass through, as the group may be its target.
-        passed: tuple[Any, Any, Any] = (None, None, None)
-        if isinstance(leaving, anyio.get_cancelled_exc_class()):
-            passed = (type(leaving), leaving, leaving.__traceback__)
-        try:
-            await self._group.__aexit__(*passed)
-        except BaseExceptionGroup as group:
-            if len(group.exceptions) == 1:
-                raise group.exceptions[0] from None
-            raise
+        await leave_bare(self._group, leaving)
 
     async def _drain(self) -> None:
         for batch in self._wanted():
@@ -385,6 +400,24 @@ class Dispatcher:
                     wanted[batch] = None
                     grows = True
         return wanted
+
+
+async def leave_bare(group: TaskGroup, leaving: BaseException | None) -> None:
+    """
+    Leave an anyio task group, whose tasks are done or cancelled, without an ExceptionGroup.
+
+    :param leaving: what made the body end; it goes on by itself, unless it is a cancellation: that
+        has to pass through the group, which may be its target
+    """
+    passed: tuple[Any, Any, Any] = (None, None, None)
+    if isinstance(leaving, anyio.get_cancelled_exc_class()):
+        passed = (type(leaving), leaving, leaving.__traceback__)
+    try:
+        await group.__aexit__(*passed)
+    except BaseExceptionGroup as errors:
+        if len(errors.exceptions) == 1:
+            raise errors.exceptions[0] from None
+        raise
 
 
 async def _call_batch_function(batch: Batch, keys: list[Any]) -> None:

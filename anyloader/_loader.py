@@ -17,7 +17,7 @@ from collections.abc import (
 from functools import partial
 from itertools import repeat
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypedDict, TypeVar, cast, overload
 
 from anyio import CapacityLimiter
 
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     import anyio.abc
     import trio
 
-    if sys.version_info >= (3, 11):
-        from typing import Self
+    if sys.version_info >= (3, 12):
+        from typing import Self, Unpack
     else:
-        from typing_extensions import Self
+        from typing_extensions import Self, Unpack
 
     class _AsyncioTaskGroup(Protocol):
         """``asyncio.TaskGroup``, which Python 3.10 has not."""
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     TaskGroup = anyio.abc.TaskGroup | trio.Nursery | _AsyncioTaskGroup
 
-__all__ = ("BatchLoadFn", "BatchResult", "DataLoader")
+__all__ = ("DataLoader", "IterableFn", "LoaderOptions", "MappingFn", "StreamFn")
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -63,11 +63,36 @@ _default: Any = ...
 #: ``_token`` of a loader that takes no loads as it is; equal to no event loop.
 _CLOSED: Any = object()
 
-BatchResult = (
-    Awaitable[Iterable[V | Exception] | Mapping[Any, V | Exception]]
-    | AsyncGenerator[tuple[Any, V | Exception], None]
-)
-BatchLoadFn = Callable[[list[K]], BatchResult[V]]
+# One alias for each kind, and overloads from the most special to the most general: a mapping is an
+# iterable too, of its keys. Values with and without errors apart, as checkers infer V from either.
+MappingFn = Callable[[list[K]], Awaitable[Mapping[Any, V | Exception] | Mapping[Any, V]]]
+IterableFn = Callable[[list[K]], Awaitable[Iterable[V | Exception] | Iterable[V]]]
+StreamFn = Callable[
+    [list[K]], AsyncGenerator[tuple[Any, V | Exception], None] | AsyncGenerator[tuple[Any, V], None]
+]
+
+
+class LoaderOptions(TypedDict, total=False):
+    """The options of a loader that can be stated once for all scopes."""
+
+    batch: bool
+    max_batch_size: int | None
+    cache: bool
+    get_cache_key: Callable[[Any], Any] | None
+    schedule: Schedule
+    defer_hits: bool
+    deduplicate: bool
+    cache_errors: bool | Callable[[Exception], bool]
+    on_missing: Callable[[Any], Any] | None
+    limiter: CapacityLimiter | None
+    name: str
+
+
+class AllOptions(LoaderOptions, total=False):
+    """Those too that belong to one loader."""
+
+    task_group: TaskGroup | None
+    cache_map: MutableMapping[Any, LoadHandle[Any]] | None
 
 
 def _nowhere() -> object:
@@ -132,21 +157,33 @@ class DataLoader(Generic[K, V]):
     limiter: CapacityLimiter | None = None
     name: str = ""
 
+    @overload
+    def __init__(
+        self, batch_load_fn: MappingFn[K, V], /, **options: Unpack[AllOptions]
+    ) -> None: ...
+    @overload
+    def __init__(
+        self, batch_load_fn: IterableFn[K, V], /, **options: Unpack[AllOptions]
+    ) -> None: ...
+    @overload
+    def __init__(self, batch_load_fn: StreamFn[K, V], /, **options: Unpack[AllOptions]) -> None: ...
+    @overload
+    def __init__(self, batch_load_fn: None = None, /, **options: Unpack[AllOptions]) -> None: ...
     def __init__(
         self,
-        batch_load_fn: BatchLoadFn[K, V] | None = None,
+        batch_load_fn: Any = None,
         *,
         task_group: TaskGroup | None = None,
         batch: bool = _default,
         max_batch_size: int | None = _default,
         cache: bool = _default,
-        get_cache_key: Callable[[K], Any] | None = _default,
-        cache_map: MutableMapping[Any, LoadHandle[V]] | None = None,
+        get_cache_key: Callable[[Any], Any] | None = _default,
+        cache_map: MutableMapping[Any, LoadHandle[Any]] | None = None,
         schedule: Schedule = _default,
         defer_hits: bool = _default,
         deduplicate: bool = _default,
         cache_errors: bool | Callable[[Exception], bool] = _default,
-        on_missing: Callable[[K], V | Exception] | None = _default,
+        on_missing: Callable[[Any], Any] | None = _default,
         limiter: CapacityLimiter | None = _default,
         name: str = _default,
     ) -> None:
@@ -191,7 +228,7 @@ class DataLoader(Generic[K, V]):
         self._token: object = _CLOSED
         self._loads = self._hits = self._shared = self._batches = self._keys = 0
         if task_group is not None:
-            self._attach(Dispatcher(task_group))
+            self.attach(Dispatcher(task_group))
 
     def _default_name(self, batch_load_fn: object) -> str:
         if batch_load_fn is None or type(self) is not DataLoader:
@@ -234,7 +271,12 @@ class DataLoader(Generic[K, V]):
         if most is not None and most < 1:
             raise ValueError(f"max_batch_size of {self.name} must be an int >= 1, not {most!r}")
 
-    def batch_load_fn(self, keys: list[K], /) -> BatchResult[V]:
+    def batch_load_fn(
+        self, keys: list[K], /
+    ) -> (
+        Awaitable[Iterable[V | Exception] | Mapping[Any, V | Exception]]
+        | AsyncGenerator[tuple[Any, V | Exception], None]
+    ):
         """
         Load many keys at once; to be defined by a subclass that is given no function.
 
@@ -244,7 +286,8 @@ class DataLoader(Generic[K, V]):
 
     # Opening and closing
 
-    def _attach(self, dispatcher: Dispatcher) -> None:
+    def attach(self, dispatcher: Dispatcher) -> None:
+        """Run there, for good."""
         self._dispatcher = dispatcher
         dispatcher.attach(self)
 
@@ -266,7 +309,7 @@ class DataLoader(Generic[K, V]):
             )
         dispatcher = Dispatcher()
         await dispatcher.enter()
-        self._attach(dispatcher)
+        self.attach(dispatcher)
         return self
 
     async def __aexit__(
@@ -289,7 +332,7 @@ class DataLoader(Generic[K, V]):
                 )
             dispatcher.admit(self)
             self._found_scope = True
-            self._attach(dispatcher)
+            self.attach(dispatcher)
             return
         if self._found_scope and dispatcher.state == "open":
             inner = ambient.get()
