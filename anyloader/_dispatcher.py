@@ -402,18 +402,19 @@ class Dispatcher:
         return wanted
 
 
-async def leave_bare(group: TaskGroup, leaving: BaseException | None) -> None:
+async def leave_bare(group: TaskGroup, leaving: BaseException | None) -> bool:
     """
     Leave an anyio task group, whose tasks are done or cancelled, without an ExceptionGroup.
 
     :param leaving: what made the body end; it goes on by itself, unless it is a cancellation: that
         has to pass through the group, which may be its target
+    :return: whether it was
     """
     passed: tuple[Any, Any, Any] = (None, None, None)
     if isinstance(leaving, anyio.get_cancelled_exc_class()):
         passed = (type(leaving), leaving, leaving.__traceback__)
     try:
-        await group.__aexit__(*passed)
+        return bool(await group.__aexit__(*passed))
     except BaseExceptionGroup as errors:
         if len(errors.exceptions) == 1:
             raise errors.exceptions[0] from None

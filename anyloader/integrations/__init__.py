@@ -1,0 +1,1 @@
+"""What carries anyloader into other projects, one file for each; each imports its own only."""
