@@ -12,14 +12,21 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable
 from contextvars import Context
 from typing import Any, Protocol
 
-__all__ = ("FOREIGN", "Backend", "Waiters", "has_ended", "running_backend")
+__all__ = ("FOREIGN", "Backend", "Waiters", "has_ended", "park", "running_backend", "wake_all")
 
-#: Who is parked: asyncio futures or trio tasks. A dict because it keeps order and lets any one of
-#: them leave in constant time. Only ``park`` and ``wake`` may look inside.
+
+class Waiter(Protocol):
+    """One task's wait for one thing: an asyncio future, or the like for trio."""
+
+    def __iter__(self) -> Generator[Any, Any, None]: ...
+
+
+#: Who waits for the same thing. A dict because it keeps order and lets any one of them leave in
+#: constant time.
 Waiters = dict[Any, None]
 
 
@@ -49,28 +56,24 @@ class Backend(Protocol):
         """Make ``context`` fit to start anyio tasks in, also from a plain callback of the loop."""
         ...
 
-    def park(self, waiters: Waiters) -> Generator[Any, Any, None]:
-        """
-        Wait, as a member of ``waiters``, until :meth:`wake` is called with it.
-
-        Whoever leaves early, by cancellation or otherwise, is no longer a member by then.
-        """
-        ...
+    #: Makes something to wait on, which goes into a dict of waiters: ``yield from`` it returns when
+    #: :meth:`wake` is called with that dict. Who leaves early has to take it out.
+    new_waiter: Callable[[], Waiter]
 
     @staticmethod
-    def wake(waiters: Waiters) -> None:
-        """Let all of ``waiters`` go on; they have no members afterwards."""
+    def wake(waiters: Iterable[Any]) -> None:
+        """Let all of these go on."""
         ...
 
 
 class AsyncioBackend:
-    __slots__ = ("_create_future", "current", "token")
+    __slots__ = ("current", "new_waiter", "token")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.token: object = loop
-        # No wrapper around it, as it is called by every load.
+        # No wrappers around these two: the first is called by every load, the second by every wait.
         self.current: Any = asyncio._get_running_loop
-        self._create_future = loop.create_future
+        self.new_waiter: Any = loop.create_future
 
     @staticmethod
     def current_task() -> object:
@@ -83,33 +86,21 @@ class AsyncioBackend:
         if sniffio is not None:
             context.run(sniffio.current_async_library_cvar.set, "asyncio")
 
-    def park(self, waiters: Waiters) -> Generator[Any, Any, None]:
-        if asyncio._get_running_loop() is not self.token:
-            raise RuntimeError(FOREIGN)
-        future = self._create_future()
-        waiters[future] = None
-        try:
-            yield from future
-        except BaseException:
-            waiters.pop(future, None)
-            raise
-
     @staticmethod
-    def wake(waiters: Waiters) -> None:
+    def wake(waiters: Iterable[asyncio.Future[None]]) -> None:
         for future in waiters:
-            # A waiter that was cancelled in this very round is still a member.
+            # A waiter that was cancelled in this very round has not left yet.
             if not future.done():
                 future.set_result(None)
-        waiters.clear()
 
 
 class TrioBackend:
-    __slots__ = ("_trio", "current", "token")
+    __slots__ = ("current", "new_waiter", "token")
 
     def __init__(self, lowlevel: Any) -> None:
-        self._trio = lowlevel
         self.token: object = lowlevel.current_trio_token()
         self.current: Any = _current_trio_token
+        self.new_waiter: Any = _TrioWaiter
 
     @staticmethod
     def current_task() -> object:
@@ -119,24 +110,47 @@ class TrioBackend:
     def prepare(context: Context) -> None:
         pass
 
-    def park(self, waiters: Waiters) -> Generator[Any, Any, None]:
-        if self.current() is not self.token:
-            raise RuntimeError(FOREIGN)
-        lowlevel = self._trio
-        task = lowlevel.current_task()
-        waiters[task] = None
+    @staticmethod
+    def wake(waiters: Iterable[_TrioWaiter]) -> None:
+        reschedule = sys.modules["trio.lowlevel"].reschedule
+        for waiter in waiters:
+            # A waiter that was cancelled in this very round has not left yet.
+            if waiter.task is not None:
+                reschedule(waiter.task)
+                waiter.task = None
+
+
+class _TrioWaiter:
+    __slots__ = ("task",)
+
+    def __init__(self) -> None:
+        self.task: Any = sys.modules["trio.lowlevel"].current_task()
+
+    def __iter__(self) -> Generator[Any, Any, None]:
+        lowlevel = sys.modules["trio.lowlevel"]
 
         def abort(_raise_cancel: object) -> Any:
-            del waiters[task]
+            self.task = None
             return lowlevel.Abort.SUCCEEDED
 
         yield from lowlevel.wait_task_rescheduled(abort).__await__()
 
-    @staticmethod
-    def wake(waiters: Waiters) -> None:
-        reschedule = sys.modules["trio.lowlevel"].reschedule
-        for task in waiters:
-            reschedule(task)
+
+def park(backend: Backend, waiters: Waiters) -> Generator[Any, Any, None]:
+    """Wait, as a member of ``waiters``, until they are woken; leave them if that never comes."""
+    waiter = backend.new_waiter()
+    waiters[waiter] = None
+    try:
+        yield from waiter
+    except BaseException:
+        waiters.pop(waiter, None)
+        raise
+
+
+def wake_all(backend: Backend, waiters: Waiters) -> None:
+    """Wake everybody in ``waiters``, and leave it empty for the next ones."""
+    if waiters:
+        backend.wake(waiters)
         waiters.clear()
 
 

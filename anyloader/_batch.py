@@ -30,10 +30,11 @@ DONE        all loads are settled; a cancelled function may still be cleaning up
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from ._backend import wake_all
 from ._errors import LoadCancelledError, LoadDeadlockError
 from ._handle import Failure, LoadHandle, LoadManyHandle, running_batch
 from ._results import ResultRules, aligned, excerpt, on_missing_value, wrong_result
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
     from .schedules import Schedule
 
 __all__ = ("TRANSITIONS", "Batch", "BatchRules", "new_handle")
-
-T = TypeVar("T")
 
 OPEN: Final = "open"
 SEALED: Final = "sealed"
@@ -357,7 +356,7 @@ class Batch:
         values = aligned(self.rules, self.keys_, result)
         self._move("settle")
         followers = self._followers
-        wake = self.dispatcher.wake
+        wake = self.dispatcher.backend.wake
         errors = []
         for index, (entry, value) in enumerate(zip(self.entries, values)):
             if isinstance(value, Exception):
@@ -399,7 +398,7 @@ class Batch:
         if entry._batch is None:
             raise wrong_result(rules, self.keys_, f"yielded {excerpt(key)} twice")
         self._settle_entry_by_value(cache_key, entry, value)
-        self.dispatcher.wake(self.watchers)
+        wake_all(self.dispatcher.backend, self.watchers)
 
     def settle_rest(self) -> None:
         """The stream has ended: what it did not give is missing."""
@@ -431,7 +430,7 @@ class Batch:
             return False
         self._settle_entry(entry, outcome)
         self._sift_needed = True
-        self.dispatcher.wake(self.watchers)
+        wake_all(self.dispatcher.backend, self.watchers)
         return True
 
     def _fail(self, failure: Failure) -> None:
@@ -467,15 +466,14 @@ class Batch:
         handle._value = outcome
         handle._batch = None
         if handle._waiters:
-            self.dispatcher.wake(handle._waiters)
+            self.dispatcher.backend.wake(handle._waiters)
         handle._waiters = None
 
     def _after_settling(self) -> None:
         if self._deferred is not None:
             for handle, outcome in self._deferred.items():
                 self._settle_handle(handle, outcome)
-        if self.watchers:
-            self.dispatcher.wake(self.watchers)
+        wake_all(self.dispatcher.backend, self.watchers)
         self.dispatcher.batch_done(self)
         # A load_many, and the traceback of an error, may refer to its batch for long.
         self.entries, self.cache_keys, self.load_manys = [], [], {}
@@ -483,29 +481,26 @@ class Batch:
 
     # Deadlocks
 
-    def wait_for(
-        self, batches: Sequence[Batch], parked: Generator[Any, Any, T]
-    ) -> Generator[Any, Any, T]:
+    def begin_wait(self, batches: Sequence[Batch]) -> None:
         """
-        Wait, as part of this batch's function, for loads of other batches.
+        This batch's function is about to await loads of other batches.
 
         :raises LoadDeadlockError: if one of ``batches`` could not end before this one does
         """
         if self.state is RUNNING:
             for batch in batches:
                 _check_deadlock(self, batch)
-        waits = self.waits
-        if waits is None:
-            waits = self.waits = {}
+        if self.waits is None:
+            self.waits = {}
         for batch in batches:
-            waits[batch] = waits.get(batch, 0) + 1
-        try:
-            return (yield from parked)
-        finally:
-            for batch in batches:
-                waits[batch] -= 1
-                if not waits[batch]:
-                    del waits[batch]
+            self.waits[batch] = self.waits.get(batch, 0) + 1
+
+    def end_wait(self, batches: Sequence[Batch]) -> None:
+        waits = self.waits or {}
+        for batch in batches:
+            waits[batch] -= 1
+            if not waits[batch]:
+                del waits[batch]
 
     def __repr__(self) -> str:
         return f"<Batch {self.state} of {self.rules.name}, {len(self.keys_)} keys>"

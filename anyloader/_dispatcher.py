@@ -24,7 +24,7 @@ from anyio import CancelScope
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
-from ._backend import FOREIGN, Backend, Waiters, has_ended, running_backend
+from ._backend import FOREIGN, Backend, Waiters, has_ended, park, running_backend, wake_all
 from ._batch import Batch, BatchRules
 from ._errors import LoaderClosedError
 from ._handle import running_batch
@@ -102,8 +102,6 @@ class Dispatcher:
     def _use(self, backend: Backend) -> None:
         self.backend = backend
         self.token = backend.token
-        self.park: Callable[[Waiters], Generator[Any, Any, None]] = backend.park
-        self.wake: Callable[[Waiters], None] = backend.wake
         backend.prepare(self.context)
 
     # Loaders
@@ -184,7 +182,7 @@ class Dispatcher:
             worker = self._idle.pop()
             worker.batch = batch
             batch.worker_scope = worker.scope
-            self.wake(worker.parked)
+            wake_all(self.backend, worker.parked)
             return
         worker = _Worker(batch)
         batch.worker_scope = worker.scope
@@ -216,8 +214,8 @@ class Dispatcher:
 
     def reconsider(self) -> None:
         """Something changed that the way out may be waiting for."""
-        if self.state is CLOSING and self._changed:
-            self.wake(self._changed)
+        if self.state is CLOSING:
+            wake_all(self.backend, self._changed)
 
     # Workers
 
@@ -233,7 +231,7 @@ class Dispatcher:
                     worker.batch = None
                     if fit and self._owns_group and self.state is OPEN and not self._idle:
                         self._idle.append(worker)
-                        await _Parked(self.park(worker.parked))
+                        await _Parked(self.backend, worker.parked)
         finally:
             self._ended(worker)
 
@@ -363,7 +361,7 @@ class Dispatcher:
         if not self._owns_group:
             with CancelScope(shield=True):
                 while self._workers:
-                    await _Parked(self.park(self._changed))
+                    await _Parked(self.backend, self._changed)
             return
         await leave_bare(self._group, leaving)
 
@@ -380,7 +378,7 @@ class Dispatcher:
                 if batch not in wanted and not batch.is_done:
                     batch.cancel("nobody awaited it when its scope was left", None)
             if self._outstanding:
-                await _Parked(self.park(self._changed))
+                await _Parked(self.backend, self._changed)
 
     def _wanted(self) -> dict[Batch, None]:
         """
@@ -462,12 +460,12 @@ async def _close(stream: Any) -> None:
 
 
 class _Parked:
-    """Makes a parking generator awaitable."""
+    """Waits until the waiters that it joins are woken."""
 
     __slots__ = ("_parking",)
 
-    def __init__(self, parking: Generator[Any, Any, None]) -> None:
-        self._parking = parking
+    def __init__(self, backend: Backend, waiters: Waiters) -> None:
+        self._parking = park(backend, waiters)
 
     def __await__(self) -> Generator[Any, Any, None]:
         return self._parking

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from anyio import TaskCancelled, TaskFailed, TaskNotFinished
 
+from ._backend import FOREIGN, park
 from ._errors import LoadCancelledError
 
 if TYPE_CHECKING:
@@ -213,40 +214,45 @@ class LoadHandle(_Driven[V_co]):
             settles
         """
         if self._batch is not None:
-            await _Iterate(self._until_settled())
+            await _Iterate(self.__await__(False))
 
-    def __await__(self) -> Generator[Any, Any, V_co]:
-        if self._batch is not None:
-            yield from self._until_settled()
+    def __await__(self, outcome: bool = True) -> Generator[Any, Any, V_co]:
+        # All in one generator, with nothing to delegate to but the waiter: it runs for every load
+        # that is awaited.
+        batch = self._batch
+        if batch is not None:
+            backend = batch.dispatcher.backend
+            if backend.current() is not backend.token:
+                raise RuntimeError(FOREIGN)
+            origin = running_batch.get()
+            if origin is not None:
+                origin.begin_wait((batch,))
+            waiters = self._waiters
+            if not waiters:
+                if waiters is not None:
+                    batch.revive(self)
+                waiters = self._waiters = {}
+            waiter = backend.new_waiter()
+            waiters[waiter] = None
+            try:
+                yield from waiter
+            except BaseException:
+                # Whatever ended it, this await is over without an outcome.
+                waiters.pop(waiter, None)
+                if not waiters and self._batch is not None:
+                    self._batch.give_up(self)
+                raise
+            finally:
+                if origin is not None:
+                    origin.end_wait((batch,))
         value = self._value
-        if type(value) is Failure:
+        if type(value) is Failure and outcome:
             try:
                 raise value.renewed()
             finally:
                 del self, value  # the traceback holds this frame, which shall not hold them
         result: V_co = value
         return result
-
-    def _until_settled(self) -> Generator[Any, Any, None]:
-        batch = self._batch
-        if batch is None:  # pragma: no cover - the callers look first
-            return
-        waiters = self._waiters
-        if not waiters:
-            if waiters is not None:
-                batch.revive(self)
-            waiters = self._waiters = {}
-        try:
-            origin = running_batch.get()
-            if origin is None:
-                yield from batch.dispatcher.park(waiters)
-            else:
-                yield from origin.wait_for((batch,), batch.dispatcher.park(waiters))
-        except BaseException:
-            # Whatever ended it, this await is over without an outcome.
-            if not waiters and self._batch is not None and self._waiters is waiters:
-                self._batch.give_up(self)
-            raise
 
     def _pending_backend(self) -> Backend | None:
         return None if self._batch is None else self._batch.dispatcher.backend
@@ -259,10 +265,10 @@ class LoadHandle(_Driven[V_co]):
 class _Iterate:
     __slots__ = ("_iterator",)
 
-    def __init__(self, iterator: Generator[Any, Any, None]) -> None:
+    def __init__(self, iterator: Generator[Any, Any, Any]) -> None:
         self._iterator = iterator
 
-    def __await__(self) -> Generator[Any, Any, None]:
+    def __await__(self) -> Generator[Any, Any, Any]:
         return self._iterator
 
 
@@ -308,16 +314,15 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
 
     def _until_settled(self) -> Generator[Any, Any, Failure | None]:
         pending = [batch for batch in self.batches if not batch.is_done]
+        origin = running_batch.get()
+        if origin is not None:
+            origin.begin_wait(pending)
         if self._awaits == 0:
             for batch in pending:
                 batch.revive(self)
         self._awaits = (self._awaits or 0) + 1
         try:
-            origin = running_batch.get()
-            if origin is None:
-                failure = yield from self._park()
-            else:
-                failure = yield from origin.wait_for(pending, self._park())
+            failure = yield from self._first_failure()
         except BaseException:
             self._awaits -= 1
             if not self._awaits:
@@ -325,16 +330,22 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
                     if not batch.is_done:
                         batch.give_up(self)
             raise
+        finally:
+            if origin is not None:
+                origin.end_wait(pending)
         # Got what it wanted, which is not giving up: so never back to 0.
         self._awaits = self._awaits - 1 or None
         self.batches = {batch: None for batch in pending if not batch.is_done}
         return failure
 
-    def _park(self) -> Generator[Any, Any, Failure | None]:
+    def _first_failure(self) -> Generator[Any, Any, Failure | None]:
         """Wait for one handle after the other; return the failure that makes the rest pointless."""
         for handle in self.handles:
             while (batch := handle._batch) is not None:
-                yield from batch.dispatcher.park(batch.watchers)
+                backend = batch.dispatcher.backend
+                if backend.current() is not backend.token:
+                    raise RuntimeError(FOREIGN)
+                yield from park(backend, batch.watchers)
             if type(handle._value) is Failure and not self._return_exceptions:
                 failure: Failure = handle._value
                 return failure
