@@ -89,9 +89,10 @@ class AsyncioBackend:
     @staticmethod
     def wake(waiters: Iterable[asyncio.Future[None]]) -> None:
         for future in waiters:
-            # A waiter that was cancelled in this very round has not left yet.
-            if not future.done():
+            try:
                 future.set_result(None)
+            except asyncio.InvalidStateError:
+                pass  # cancelled in this very round, and has not left yet
 
 
 class TrioBackend:

@@ -101,7 +101,6 @@ class Batch:
         "_followers",
         "_index",
         "_sift_needed",
-        "added",
         "cache_keys",
         "dispatcher",
         "entries",
@@ -134,8 +133,6 @@ class Batch:
         self.keys_: list[Any] = []
         self.cache_keys: list[Any] = [] if own_cache_keys else self.keys_
         self.entries: list[LoadHandle[Any]] = []
-        #: How many keys ever came in.
-        self.added = 0
         #: How many loads are still wanted. Changed by the loader when it adds a load, by
         #: ``give_up``, ``revive`` and ``_sift``.
         self.live = 0
@@ -171,6 +168,10 @@ class Batch:
         if self._sift_needed:
             return sum(entry._batch is self for entry in self.entries)
         return len(self.entries)
+
+    @property
+    def added(self) -> int:
+        return len(self.keys_)  # nothing leaves the list while the batch is open
 
     @property
     def is_open(self) -> bool:
@@ -356,7 +357,7 @@ class Batch:
         values = aligned(self.rules, self.keys_, result)
         self._move("settle")
         followers = self._followers
-        wake = self.dispatcher.backend.wake
+        waiting: list[Any] = []
         errors = []
         for index, (entry, value) in enumerate(zip(self.entries, values)):
             if isinstance(value, Exception):
@@ -366,11 +367,15 @@ class Batch:
             entry._batch = None
             waiters = entry._waiters
             if waiters:
-                wake(waiters)
+                if type(waiters) is dict:
+                    waiting.extend(waiters)
+                else:
+                    waiting.append(waiters)
             entry._waiters = None
             if followers is not None and entry in followers:
                 for follower in followers[entry]:
                     self._settle_handle(follower, value)
+        self.dispatcher.backend.wake(waiting)
         for index, error in errors:
             self._consider_error(self.cache_keys[index], self.entries[index], error)
         self._after_settling()
@@ -465,8 +470,9 @@ class Batch:
     def _settle_handle(self, handle: LoadHandle[Any], outcome: Any) -> None:
         handle._value = outcome
         handle._batch = None
-        if handle._waiters:
-            self.dispatcher.backend.wake(handle._waiters)
+        waiters = handle._waiters
+        if waiters:
+            self.dispatcher.backend.wake(waiters if type(waiters) is dict else (waiters,))
         handle._waiters = None
 
     def _after_settling(self) -> None:

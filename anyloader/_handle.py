@@ -3,14 +3,15 @@ The handles that ``load`` and ``load_many`` return, and who waits for them.
 
 A load is in one of three conditions, and the set of its waiters says which:
 
-========================  ======================================================================
-``_waiters``              the load is
-========================  ======================================================================
-``None``                  wanted: nobody has awaited it yet
-a dict with members       wanted: these await it now
-an empty dict or tuple    given up: it was awaited, and every await of it was cancelled (the tuple:
-                          nobody asked for this key by itself, a ``load_many`` brought it)
-========================  ======================================================================
+=======================  =======================================================================
+``_waiters``             the load is
+=======================  =======================================================================
+``None``                 wanted: nobody has awaited it yet
+a waiter, or a dict      wanted: these await it now; a dict is made for the second one
+with members
+``NOBODY``, or an empty  given up: it was awaited, and every await of it was cancelled (or nobody
+dict                     asked for this key by itself: a ``load_many`` brought it)
+=======================  =======================================================================
 
 A batch counts the loads that are wanted; the handle tells it when it changes sides. There is no
 future here that waiters share: each parks by itself, so cancelling one cannot reach another.
@@ -30,7 +31,7 @@ from ._backend import FOREIGN, park
 from ._errors import LoadCancelledError
 
 if TYPE_CHECKING:
-    from ._backend import Backend, Waiters
+    from ._backend import Backend
     from ._batch import Batch
 
 __all__ = ("NOBODY", "Failure", "LoadHandle", "LoadManyHandle", "running_batch")
@@ -42,6 +43,7 @@ T_co = TypeVar("T_co", covariant=True)
 #: The batch whose function this code runs in, directly or in a task that it started.
 running_batch: ContextVar[Batch | None] = ContextVar("anyloader_running_batch", default=None)
 
+#: False, as an empty dict is.
 NOBODY: Any = ()
 
 
@@ -146,7 +148,7 @@ class LoadHandle(_Driven[V_co]):
     #: The value, or a :class:`Failure`; not set while pending.
     _value: Any
     #: See the table on top of the module.
-    _waiters: Waiters | None
+    _waiters: Any
     _key: Any
 
     def __init__(self) -> None:
@@ -227,20 +229,17 @@ class LoadHandle(_Driven[V_co]):
             origin = running_batch.get()
             if origin is not None:
                 origin.begin_wait((batch,))
-            waiters = self._waiters
-            if not waiters:
-                if waiters is not None:
-                    batch.revive(self)
-                waiters = self._waiters = {}
             waiter = backend.new_waiter()
-            waiters[waiter] = None
+            if self._waiters is None:
+                self._waiters = waiter
+            else:
+                self._add_waiter(batch, waiter)
             try:
                 yield from waiter
             except BaseException:
                 # Whatever ended it, this await is over without an outcome.
-                waiters.pop(waiter, None)
-                if not waiters and self._batch is not None:
-                    self._batch.give_up(self)
+                if self._batch is not None:
+                    self._remove_waiter(self._batch, waiter)
                 raise
             finally:
                 if origin is not None:
@@ -251,8 +250,27 @@ class LoadHandle(_Driven[V_co]):
                 raise value.renewed()
             finally:
                 del self, value  # the traceback holds this frame, which shall not hold them
-        result: V_co = value
-        return result
+        result: Any = value
+        return result  # type: ignore[no-any-return]
+
+    def _add_waiter(self, batch: Batch, waiter: Any) -> None:
+        waiters = self._waiters
+        if not waiters:
+            batch.revive(self)
+            self._waiters = waiter
+        elif type(waiters) is dict:
+            waiters[waiter] = None
+        else:
+            self._waiters = {waiters: None, waiter: None}
+
+    def _remove_waiter(self, batch: Batch, waiter: Any) -> None:
+        waiters = self._waiters
+        if type(waiters) is dict:
+            del waiters[waiter]
+        else:
+            self._waiters = waiters = NOBODY
+        if not waiters:
+            batch.give_up(self)
 
     def _pending_backend(self) -> Backend | None:
         return None if self._batch is None else self._batch.dispatcher.backend

@@ -25,7 +25,7 @@ from ._batch import Batch, new_handle
 from ._cache import evict, unhashable
 from ._dispatcher import Dispatcher, ambient
 from ._errors import LoaderNotOpenError
-from ._handle import NOBODY, Failure, LoadHandle, LoadManyHandle
+from ._handle import NOBODY, Failure, LoadHandle, LoadManyHandle, running_batch
 from ._statistics import LoaderStatistics
 from .schedules import Schedule, quiescent
 
@@ -55,6 +55,7 @@ __all__ = ("DataLoader", "IterableFn", "LoaderOptions", "MappingFn", "StreamFn")
 K = TypeVar("K")
 V = TypeVar("V")
 
+_new = object.__new__
 _log = logging.getLogger("anyloader")
 
 #: Stands for "not given" in the signature below, so that a class attribute can be the default.
@@ -217,6 +218,8 @@ class DataLoader(Generic[K, V]):
         self._cache: MutableMapping[Any, LoadHandle[V]] | None = None
         if self.cache:
             self._cache = {} if cache_map is None else cache_map
+        #: Whether what it is cached under is not the key itself.
+        self._keyed = self.cache and self.get_cache_key is not None
         #: The batch that the next key joins.
         self._open: Batch | None = None
         #: Where batches run; set once.
@@ -226,7 +229,8 @@ class DataLoader(Generic[K, V]):
         # A load is let in without further questions if these two agree.
         self._running: Callable[[], object] = _nowhere
         self._token: object = _CLOSED
-        self._loads = self._hits = self._shared = self._batches = self._keys = 0
+        #: What the statistics count. ``_queued``: keys of batches that take no more keys.
+        self._hits = self._shared = self._queued = self._batches = self._keys = 0
         if task_group is not None:
             self.attach(Dispatcher(task_group))
 
@@ -302,7 +306,7 @@ class DataLoader(Generic[K, V]):
             )
 
     async def __aenter__(self) -> Self:
-        if self._dispatcher is not None and (self._dispatcher.entered or self._loads):
+        if self._dispatcher is not None and (self._dispatcher.entered or self._loads()):
             raise RuntimeError(
                 f"{self.name} is or was open already; a loader can be entered once, for a new "
                 "request make a new one"
@@ -371,15 +375,15 @@ class DataLoader(Generic[K, V]):
         :raises LoaderClosedError: if its scope has ended
         :raises RuntimeError: if called from another thread or event loop
         """
+        # The one path that everything takes, so written for speed, without a call it can do without.
         if self._running() is not self._token:
             self._admit()
+        cache = self._cache
         if key is None:
             raise TypeError(f"{self.name}.load() takes a key, not None")
-        self._loads += 1
-        cache = self._cache
         if cache is None:
             return self._load_uncached(key, None)
-        cache_key: Any = key if self.get_cache_key is None else self.get_cache_key(key)
+        cache_key: Any = self.cache_key(key) if self._keyed else key
         try:
             entry = cache.get(cache_key)
         except TypeError:
@@ -397,11 +401,21 @@ class DataLoader(Generic[K, V]):
         batch = self._open
         if batch is None:
             batch = self._open_batch()
-        handle: LoadHandle[V] = new_handle(key, batch)
-        cache[cache_key] = handle
+        entry = cast("LoadHandle[V]", _new(LoadHandle))
+        entry._key = key
+        entry._batch = batch
+        entry._waiters = None
+        cache[cache_key] = entry
+        batch.keys_.append(key)
+        batch.entries.append(entry)
         batch.live += 1
-        self._enqueue(batch, key, cache_key, handle)
-        return handle
+        if self._keyed:
+            batch.cache_keys.append(cache_key)
+        if running_batch.get() is not None:
+            batch.note_origin()
+        if self._most is not None and batch.size >= self._most:
+            self._seal(batch, "full")
+        return entry
 
     def _load_uncached(self, key: K, many: LoadManyHandle[V] | None) -> LoadHandle[V]:
         batch = self._open
@@ -439,15 +453,13 @@ class DataLoader(Generic[K, V]):
         if batch.cache_keys is not batch.keys_:
             batch.cache_keys.append(cache_key)
         batch.entries.append(entry)
-        batch.added += 1
         batch.note_origin()
         if self._most is not None and batch.size >= self._most:
             self._seal(batch, "full")
 
     def _open_batch(self) -> Batch:
         dispatcher = cast(Dispatcher, self._dispatcher)
-        own_cache_keys = self._cache is not None and self.get_cache_key is not None
-        batch = Batch(self, dispatcher, self.schedule, own_cache_keys)
+        batch = Batch(self, dispatcher, self.schedule, self._keyed)
         # First a task, then a key: a group that takes no more tasks leaves no trace.
         dispatcher.open(batch)
         self._open = batch
@@ -485,10 +497,9 @@ class DataLoader(Generic[K, V]):
                 cache_keys = [self.cache_key(key) for key in keys]
                 for key, cache_key in zip(keys, cache_keys):
                     self._refuse_unhashable(key, cache_key)
-        elif self.get_cache_key is not None:
-            cache_keys = [self.get_cache_key(key) for key in keys]
+        elif self._keyed:
+            cache_keys = [self.cache_key(key) for key in keys]
         many = LoadManyHandle[V](return_exceptions)
-        self._loads += len(keys)
         if self._cache is None:
             for key in keys:
                 self._load_uncached(key, many)
@@ -506,7 +517,7 @@ class DataLoader(Generic[K, V]):
         # The loop over the keys is the price of a load_many, so it is written for speed: what
         # differs between batches is fetched once per batch, and counting is left to the end.
         get = cache.get
-        new = object.__new__
+        new = _new
         handles = many.handles
         try:
             found = list(map(get, cache_keys))
@@ -524,7 +535,6 @@ class DataLoader(Generic[K, V]):
                     batch = self._open or self._open_batch()
                     batch.join(many)
                     batch_keys, entries = batch.keys_, batch.entries
-                    separate = batch.cache_keys is not batch_keys
                     room = -1 if self._most is None else self._most - batch.size
                 entry = new(LoadHandle)
                 entry._key = key
@@ -533,11 +543,10 @@ class DataLoader(Generic[K, V]):
                 cache[cache_key] = entry
                 handles.append(entry)
                 batch_keys.append(key)
-                if separate:
+                if self._keyed:
                     batch.cache_keys.append(cache_key)
                 entries.append(entry)
                 misses += 1
-                batch.added += 1
                 room -= 1
                 if not room:
                     self._seal(batch, "full")
@@ -659,7 +668,7 @@ class DataLoader(Generic[K, V]):
         """Return what the loader has done so far."""
         outstanding = () if self._dispatcher is None else self._dispatcher.batches_of(self)
         return LoaderStatistics(
-            loads=self._loads,
+            loads=self._loads(),
             hits=self._hits,
             shared=self._shared,
             keys=self._keys,
@@ -668,6 +677,10 @@ class DataLoader(Generic[K, V]):
             running=sum(not batch.is_queued for batch in outstanding),
             cached=0 if self._cache is None else len(self._cache),
         )
+
+    def _loads(self) -> int:
+        still_open = 0 if self._open is None else self._open.added
+        return self._hits + self._shared + self._queued + still_open
 
     def __repr__(self) -> str:
         now = self.statistics()
@@ -712,6 +725,7 @@ class DataLoader(Generic[K, V]):
         """``batch`` takes no more keys."""
         if self._open is batch:
             self._open = None
+            self._queued += batch.added
 
 
 def _is_async_generator_function(function: object) -> bool:
