@@ -14,9 +14,21 @@ import asyncio
 import sys
 from collections.abc import Callable, Generator, Iterable
 from contextvars import Context
-from typing import Any, Protocol
+from functools import partial
+from types import coroutine
+from typing import Any, Protocol, TypeVar
 
-__all__ = ("FOREIGN", "Backend", "Waiters", "has_ended", "park", "running_backend", "wake_all")
+__all__ = (
+    "FOREIGN",
+    "Backend",
+    "Waiter",
+    "Waiters",
+    "delegate",
+    "has_ended",
+    "park",
+    "running_backend",
+    "wake_all",
+)
 
 
 class Waiter(Protocol):
@@ -24,11 +36,15 @@ class Waiter(Protocol):
 
     def __iter__(self) -> Generator[Any, Any, None]: ...
 
+    def __await__(self) -> Generator[Any, Any, None]: ...
+
 
 #: Who waits for the same thing. A dict because it keeps order and lets any one of them leave in
 #: constant time.
 Waiters = dict[Any, None]
 
+
+T = TypeVar("T")
 
 FOREIGN = (
     "this loader was opened in another event loop than the one that runs here (or in another "
@@ -73,7 +89,8 @@ class AsyncioBackend:
         self.token: object = loop
         # No wrappers around these two: the first is called by every load, the second by every wait.
         self.current: Any = asyncio._get_running_loop
-        self.new_waiter: Any = loop.create_future
+        # What ``loop.create_future`` does, but for its call through Python.
+        self.new_waiter: Any = partial(asyncio.Future, loop=loop)
 
     @staticmethod
     def current_task() -> object:
@@ -135,6 +152,14 @@ class _TrioWaiter:
             return lowlevel.Abort.SUCCEEDED
 
         yield from lowlevel.wait_task_rescheduled(abort).__await__()
+
+    __await__ = __iter__
+
+
+@coroutine
+def delegate(steps: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
+    """Await a plain generator of waits, such as :func:`park`."""
+    return (yield from steps)
 
 
 def park(backend: Backend, waiters: Waiters) -> Generator[Any, Any, None]:

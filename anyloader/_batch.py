@@ -34,7 +34,7 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from ._backend import wake_all
+from ._backend import Waiters, wake_all
 from ._errors import LoadCancelledError, LoadDeadlockError
 from ._handle import Failure, LoadHandle, LoadManyHandle, running_batch
 from ._results import ResultRules, aligned, excerpt, on_missing_value, wrong_result
@@ -96,62 +96,42 @@ def _is_wanted(handle: LoadHandle[Any]) -> bool:
 class Batch:
     """See the theory of operation on top of this module."""
 
-    __slots__ = (
-        "_deferred",
-        "_followers",
-        "_index",
-        "_sift_needed",
-        "cache_keys",
-        "dispatcher",
-        "entries",
-        "keys_",
-        "live",
-        "load_manys",
-        "origins",
-        "reason",
-        "rules",
-        "schedule",
-        "schedule_scope",
-        "state",
-        "waits",
-        "watchers",
-        "worker_scope",
-    )
+    #: One of the four states. Changed by ``_move`` only.
+    state: str = OPEN
+    #: Why it was sealed: "schedule", "full", "dispatch" or "close".
+    reason: str | None = None
+    #: How many loads are still wanted. Changed by the loader when it adds a load, by ``share``,
+    #: ``join``, ``give_up``, ``revive`` and ``_sift``.
+    live: int = 0
+    #: What to cancel to make the schedule, or the function, let go. Set by the dispatcher.
+    schedule_scope: CancelScope | None = None
+    worker_scope: CancelScope | None = None
+    #: The batches whose functions loaded from this one.
+    origins: set[Batch] | None = None
+    #: The batches that this one's function awaits now, and how many of its tasks do.
+    waits: dict[Batch, int] | None = None
+    _sift_needed: bool = False
+    _followers: dict[LoadHandle[Any], list[LoadHandle[Any]]] | None = None
+    #: Hits that wait for this batch (``defer_hits``), with their outcomes. No loads of it.
+    _deferred: dict[LoadHandle[Any], Any] | None = None
+    #: Cache key -> entry, where the batch deduplicates or is fed by a stream.
+    _index: dict[Any, LoadHandle[Any]] | None = None
 
+    # A batch may have one key: what most batches do without stands above, and costs nothing here.
     def __init__(
         self, rules: BatchRules, dispatcher: Dispatcher, schedule: Schedule, own_cache_keys: bool
     ) -> None:
         self.rules = rules
         self.dispatcher = dispatcher
         self.schedule = schedule
-        #: One of the four states. Changed by ``_move`` only.
-        self.state: str = OPEN
-        #: Why it was sealed: "schedule", "full", "dispatch" or "close".
-        self.reason: str | None = None
         #: Keys, cache keys and entries run in parallel. Appended to by the loader while OPEN,
         #: filtered by ``_sift`` only. Without ``get_cache_key`` the first two are one list.
         self.keys_: list[Any] = []
         self.cache_keys: list[Any] = [] if own_cache_keys else self.keys_
         self.entries: list[LoadHandle[Any]] = []
-        #: How many loads are still wanted. Changed by the loader when it adds a load, by
-        #: ``give_up``, ``revive`` and ``_sift``.
-        self.live = 0
         self.load_manys: dict[LoadManyHandle[Any], None] = {}
-        self._sift_needed = False
-        self._followers: dict[LoadHandle[Any], list[LoadHandle[Any]]] | None = None
-        #: Hits that wait for this batch (``defer_hits``), with their outcomes. No loads of it.
-        self._deferred: dict[LoadHandle[Any], Any] | None = None
-        #: Cache key -> entry, where the batch deduplicates or is fed by a stream.
-        self._index: dict[Any, LoadHandle[Any]] | None = None
         #: load_manys that wait for some entry to settle.
-        self.watchers: dict[Any, None] = {}
-        #: The batches whose functions loaded from this one.
-        self.origins: set[Batch] | None = None
-        #: The batches that this one's function awaits now, and how many of its tasks do.
-        self.waits: dict[Batch, int] | None = None
-        #: What to cancel to make the schedule, or the function, let go. Set by the dispatcher.
-        self.schedule_scope: CancelScope | None = None
-        self.worker_scope: CancelScope | None = None
+        self.watchers: Waiters = {}
 
     # What schedules see (BatchView)
 
@@ -375,7 +355,8 @@ class Batch:
             if followers is not None and entry in followers:
                 for follower in followers[entry]:
                     self._settle_handle(follower, value)
-        self.dispatcher.backend.wake(waiting)
+        if waiting:
+            self.dispatcher.backend.wake(waiting)
         for index, error in errors:
             self._consider_error(self.cache_keys[index], self.entries[index], error)
         self._after_settling()
@@ -479,7 +460,8 @@ class Batch:
         if self._deferred is not None:
             for handle, outcome in self._deferred.items():
                 self._settle_handle(handle, outcome)
-        wake_all(self.dispatcher.backend, self.watchers)
+        if self.watchers:
+            wake_all(self.dispatcher.backend, self.watchers)
         self.dispatcher.batch_done(self)
         # A load_many, and the traceback of an error, may refer to its batch for long.
         self.entries, self.cache_keys, self.load_manys = [], [], {}

@@ -16,7 +16,7 @@ import math
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextvars import Context, ContextVar, copy_context
-from types import CoroutineType, TracebackType
+from types import CoroutineType, TracebackType, coroutine
 from typing import Any, Final, Protocol
 
 import anyio
@@ -24,7 +24,17 @@ from anyio import CancelScope
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
-from ._backend import FOREIGN, Backend, Waiters, has_ended, park, running_backend, wake_all
+from ._backend import (
+    FOREIGN,
+    Backend,
+    Waiter,
+    Waiters,
+    delegate,
+    has_ended,
+    park,
+    running_backend,
+    wake_all,
+)
 from ._batch import Batch, BatchRules
 from ._errors import LoaderClosedError
 from ._handle import running_batch
@@ -53,13 +63,14 @@ class LoaderRules(BatchRules, Protocol):
 
 
 class _Worker:
-    __slots__ = ("batch", "parked", "scope")
+    __slots__ = ("batch", "scope", "waiter")
 
     def __init__(self, batch: Batch) -> None:
         #: What to do now; ``None`` while idle.
         self.batch: Batch | None = batch
         self.scope = CancelScope()
-        self.parked: Waiters = {}
+        #: What wakes it; set before it becomes idle.
+        self.waiter: Waiter
 
 
 class Dispatcher:
@@ -182,7 +193,7 @@ class Dispatcher:
             worker = self._idle.pop()
             worker.batch = batch
             batch.worker_scope = worker.scope
-            wake_all(self.backend, worker.parked)
+            self.backend.wake((worker.waiter,))
             return
         worker = _Worker(batch)
         batch.worker_scope = worker.scope
@@ -210,7 +221,8 @@ class Dispatcher:
 
     def batch_done(self, batch: Batch) -> None:
         self._outstanding.pop(batch, None)
-        self.reconsider()
+        if self.state is not OPEN:
+            self.reconsider()
 
     def reconsider(self) -> None:
         """Something changed that the way out may be waiting for."""
@@ -225,13 +237,17 @@ class Dispatcher:
                 # An eager task group runs this inside load(). Without a checkpoint first the
                 # batch would leave earlier than on a lazy one, with rounds(0) before its key is in.
                 await checkpoint()
-            with worker.scope:
+            with worker.scope as scope:
                 while worker.batch is not None:
                     fit = await self._run(worker.batch)
                     worker.batch = None
-                    if fit and self._owns_group and self.state is OPEN and not self._idle:
-                        self._idle.append(worker)
-                        await _Parked(self.backend, worker.parked)
+                    if not fit or scope.cancel_called or not self._owns_group:
+                        return
+                    if self.state is not OPEN or self._idle:
+                        return
+                    worker.waiter = self.backend.new_waiter()
+                    self._idle.append(worker)
+                    await worker.waiter
         finally:
             self._ended(worker)
 
@@ -248,19 +264,22 @@ class Dispatcher:
     async def _run(self, batch: Batch) -> bool:
         """See a batch through; return whether the task is fit for another one."""
         limiter = batch.rules.limiter
+        borrowed = False
         try:
             if batch.is_open:
-                await self._await_schedule(batch)
-            if batch.is_done:
-                return False
-            if limiter is None:
-                await self._call(batch)
-            else:
+                if isinstance(batch.schedule, Polling):  # lets go by itself
+                    await batch.schedule(batch)
+                else:
+                    await self._await_schedule(batch)
+                if batch.is_open:
+                    batch.seal("schedule")
+            if limiter is not None and not batch.is_done:
                 await limiter.acquire_on_behalf_of(batch)
-                try:
-                    await self._call(batch)
-                finally:
-                    limiter.release_on_behalf_of(batch)
+                borrowed = True
+            if not batch.is_done:
+                keys = batch.start(distinct=batch.rules.streams)
+                if keys is not None:
+                    await _in_context(self.context.copy(), _call_batch_function(batch, keys))
         except Exception as exc:
             exc.__traceback__ = _without_our_frames(exc.__traceback__)
             if not batch.is_done:
@@ -273,7 +292,10 @@ class Dispatcher:
                 # out, it would cancel the whole group; the task ends in any case.
                 return False
             raise
-        return batch.worker_scope is not None and not batch.worker_scope.cancel_called
+        finally:
+            if borrowed and limiter is not None:
+                limiter.release_on_behalf_of(batch)
+        return True
 
     @staticmethod
     def _is_ours(batch: Batch) -> bool:
@@ -283,23 +305,11 @@ class Dispatcher:
             scope is not None and scope.cancel_called
         ) or anyio.current_effective_deadline() == -math.inf
 
-    async def _await_schedule(self, batch: Batch) -> None:
-        schedule = batch.schedule
-        if isinstance(schedule, Polling):  # lets go by itself
-            await schedule(batch)
-        else:
-            with CancelScope() as batch.schedule_scope:
-                await schedule(batch)
-            batch.schedule_scope = None
-        if batch.is_open:
-            batch.seal("schedule")
-
-    async def _call(self, batch: Batch) -> None:
-        if batch.is_done:
-            return
-        keys = batch.start(distinct=batch.rules.streams)
-        if keys is not None:
-            await _InContext(self.context.copy(), _call_batch_function(batch, keys))
+    @staticmethod
+    async def _await_schedule(batch: Batch) -> None:
+        with CancelScope() as batch.schedule_scope:
+            await batch.schedule(batch)
+        batch.schedule_scope = None
 
     # The way in and out
 
@@ -361,7 +371,7 @@ class Dispatcher:
         if not self._owns_group:
             with CancelScope(shield=True):
                 while self._workers:
-                    await _Parked(self.backend, self._changed)
+                    await delegate(park(self.backend, self._changed))
             return
         await leave_bare(self._group, leaving)
 
@@ -378,7 +388,7 @@ class Dispatcher:
                 if batch not in wanted and not batch.is_done:
                     batch.cancel("nobody awaited it when its scope was left", None)
             if self._outstanding:
-                await _Parked(self.backend, self._changed)
+                await delegate(park(self.backend, self._changed))
 
     def _wanted(self) -> dict[Batch, None]:
         """
@@ -459,44 +469,25 @@ async def _close(stream: Any) -> None:
         await aclose()
 
 
-class _Parked:
-    """Waits until the waiters that it joins are woken."""
-
-    __slots__ = ("_parking",)
-
-    def __init__(self, backend: Backend, waiters: Waiters) -> None:
-        self._parking = park(backend, waiters)
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        return self._parking
-
-
-class _InContext:
+@coroutine
+def _in_context(context: Context, steps: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
     """
-    Runs a coroutine in a context of its own, in the task that awaits this.
+    Run a coroutine in a context of its own, in the task that awaits this.
 
     A task has one context for good, and a worker runs many batches.
     """
-
-    __slots__ = ("_context", "_coroutine")
-
-    def __init__(self, context: Context, coroutine: Coroutine[Any, Any, None]) -> None:
-        self._context = context
-        self._coroutine = coroutine
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        run, coroutine = self._context.run, self._coroutine
-        try:
-            yielded = run(coroutine.send, None)
-            while True:
-                try:
-                    sent = yield yielded
-                except BaseException as exc:
-                    yielded = run(coroutine.throw, exc)
-                else:
-                    yielded = run(coroutine.send, sent)
-        except StopIteration:
-            return
+    run = context.run
+    try:
+        yielded = run(steps.send, None)
+        while True:
+            try:
+                sent = yield yielded
+            except BaseException as exc:
+                yielded = run(steps.throw, exc)
+            else:
+                yielded = run(steps.send, sent)
+    except StopIteration:
+        return
 
 
 def _task_starter(group: Any) -> Callable[[Any, _Worker, str], None]:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from anyio import TaskCancelled, TaskFailed, TaskNotFinished
 
-from ._backend import FOREIGN, park
+from ._backend import FOREIGN, delegate, park
 from ._errors import LoadCancelledError
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ class LoadHandle(_Driven[V_co]):
             settles
         """
         if self._batch is not None:
-            await _Iterate(self.__await__(False))
+            await delegate(self.__await__(False))
 
     def __await__(self, outcome: bool = True) -> Generator[Any, Any, V_co]:
         # All in one generator, with nothing to delegate to but the waiter: it runs for every load
@@ -278,16 +278,6 @@ class LoadHandle(_Driven[V_co]):
     def __repr__(self) -> str:
         detail = f" of {self._batch!r}" if self._batch is not None else ""
         return f"<LoadHandle {self.status.name.lower()} key={self._key!r}{detail}>"
-
-
-class _Iterate:
-    __slots__ = ("_iterator",)
-
-    def __init__(self, iterator: Generator[Any, Any, Any]) -> None:
-        self._iterator = iterator
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        return self._iterator
 
 
 class LoadManyHandle(_Driven[list[V]], Generic[V]):

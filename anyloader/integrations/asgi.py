@@ -17,6 +17,14 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
+#: Messages of an application after which there are no more, unless they say so.
+_LAST = {
+    "http.response.body",
+    "http.response.pathsend",
+    "websocket.close",
+    "websocket.http.response.body",
+}
+
 
 class LoaderScopeMiddleware:
     """
@@ -29,8 +37,10 @@ class LoaderScopeMiddleware:
     **Disconnects.** An HTTP client that leaves before the response is complete cancels the request:
     the application, as any timeout would, and with it the batches. A WebSocket application is told
     by its server, as ever, and goes on; its batches are cancelled, so that it hears of it even while
-    it awaits a load. To see a disconnect in time, at most one message is received ahead of the
-    application.
+    it awaits a load. To see a disconnect in time, at most three messages are received ahead of the
+    application; one that comes behind more than these, as after an upload that the application does
+    not read, is seen late. A client that leaves after the end of the response, or of the WebSocket
+    connection, cancels nothing: background tasks go on.
 
     :param app: the application
     :param cancel_on_disconnect: ``False`` leaves requests alone whose client has gone
@@ -58,9 +68,13 @@ class _Request:
         self._scope = scope
         self._receive = receive
         self._send = send
-        # A message received ahead of the application. Closed by the watcher after the last one.
-        self._ahead, self._messages = anyio.create_memory_object_stream[Message]()
-        self._disconnect: Message | None = None
+        # Messages received ahead of the application; the watcher may hold one more. An application
+        # need not receive the request to which it responds, and the disconnect comes after that:
+        # two messages for a short body on some servers. Closed by the watcher after the last one.
+        self._ahead, self._messages = anyio.create_memory_object_stream[Message](2)
+        #: The last message, set when the stream is closed.
+        self._disconnect: Message = {}
+        #: Whether the application has sent all there is to send.
         self._complete = False
 
     async def run(self) -> None:
@@ -90,20 +104,27 @@ class _Request:
             return
         self._disconnect = message
         self._ahead.close()
+        if self._complete:
+            return
         if message["type"] == "websocket.disconnect":
             loaders.cancel("the client disconnected")
-        elif not self._complete:
+        else:
             request.cancel()
 
     async def _take(self) -> Message:
         """Receive, for the application."""
         try:
-            return await self._messages.receive()
+            # What is there is returned without a checkpoint, as servers do: frameworks look for a
+            # disconnect by receiving in a scope that is cancelled already.
+            try:
+                return self._messages.receive_nowait()
+            except anyio.WouldBlock:
+                return await self._messages.receive()
         except anyio.EndOfStream:
-            return self._disconnect or await self._receive()
+            return self._disconnect
 
     async def _pass_on(self, message: Message) -> None:
         """Send, for the application."""
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
+        if message["type"] in _LAST and not message.get("more_body", False):
             self._complete = True
         await self._send(message)
