@@ -68,6 +68,11 @@ class Backend(Protocol):
         ...
 
     @staticmethod
+    def is_being_cancelled() -> bool:
+        """Whether the current task has a native cancellation ahead, from outside of any scope."""
+        ...
+
+    @staticmethod
     def prepare(context: Context) -> None:
         """Make ``context`` fit to start anyio tasks in, also from a plain callback of the loop."""
         ...
@@ -97,6 +102,10 @@ class AsyncioBackend:
         return asyncio.current_task()
 
     @staticmethod
+    def is_being_cancelled() -> bool:
+        return bool(getattr(asyncio.current_task(), "_must_cancel", False))
+
+    @staticmethod
     def prepare(context: Context) -> None:
         # In a callback there is no task by which sniffio could see where it is.
         sniffio = sys.modules.get("sniffio")
@@ -123,6 +132,10 @@ class TrioBackend:
     @staticmethod
     def current_task() -> object:
         return sys.modules["trio.lowlevel"].current_task()
+
+    @staticmethod
+    def is_being_cancelled() -> bool:
+        return False
 
     @staticmethod
     def prepare(context: Context) -> None:

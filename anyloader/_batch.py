@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ._backend import Waiters, wake_all
 from ._errors import LoadCancelledError, LoadDeadlockError
-from ._handle import Failure, LoadHandle, LoadManyHandle, running_batch
+from ._handle import Failure, LoadHandle, LoadManyHandle, failure_of, running_batch
 from ._results import ResultRules, aligned, excerpt, on_missing_value, wrong_result
 
 if TYPE_CHECKING:
@@ -111,6 +111,8 @@ class Batch:
     #: The batches that this one's function awaits now, and how many of its tasks do.
     waits: dict[Batch, int] | None = None
     _sift_needed: bool = False
+    #: How many of the entries were taken out, and wait for the seal to leave the lists.
+    _taken_out: int = 0
     _followers: dict[LoadHandle[Any], list[LoadHandle[Any]]] | None = None
     #: Hits that wait for this batch (``defer_hits``), with their outcomes. No loads of it.
     _deferred: dict[LoadHandle[Any], Any] | None = None
@@ -145,9 +147,7 @@ class Batch:
 
     @property
     def size(self) -> int:
-        if self._sift_needed:
-            return sum(entry._batch is self for entry in self.entries)
-        return len(self.entries)
+        return len(self.entries) - self._taken_out
 
     @property
     def added(self) -> int:
@@ -238,7 +238,9 @@ class Batch:
     @property
     def is_awaited(self) -> bool:
         """Whether some task awaits a load, or a deferred hit, of this batch right now."""
-        return bool(self.watchers) or any(handle._waiters for handle in self._all_handles())
+        return any(many.is_awaited for many in self.load_manys) or any(
+            handle._waiters for handle in self._all_handles()
+        )
 
     def _all_handles(self) -> Iterable[LoadHandle[Any]]:
         return chain(self.entries, *(self._followers or {}).values(), self._deferred or ())
@@ -260,19 +262,16 @@ class Batch:
             self._sift(abandoned_too=True)
         if self.schedule_scope is not None:
             self.schedule_scope.cancel()
-
-    def start(self, *, distinct: bool) -> list[Any] | None:
-        """
-        Return the keys for the batch function, or ``None`` if none are left.
-
-        :param distinct: give each distinct key once; the other entries of a key follow the first
-        """
-        if self._sift_needed:
-            self._sift(abandoned_too=False)
         if not self.entries:
             self._move("drop")
             self._after_settling()
-            return None
+
+    def start(self, *, distinct: bool) -> list[Any]:
+        """
+        Return the keys for the batch function.
+
+        :param distinct: give each distinct key once; the other entries of a key follow the first
+        """
         self._move("start")
         keys = self.distinct_keys() if distinct else list(self.keys_)
         self.rules.batch_started(len(keys))
@@ -286,6 +285,8 @@ class Batch:
             cache_key = self.rules.cache_key(key)
             if cache_key in first:
                 self._follow(first[cache_key], entry)
+                for follower in (self._followers or {}).pop(entry, ()):
+                    self._follow(first[cache_key], follower)
             else:
                 first[cache_key] = entry
                 keys.append(key)
@@ -294,16 +295,16 @@ class Batch:
     def _sift(self, *, abandoned_too: bool) -> None:
         """Drop the entries that were primed away and, at the seal, those that nobody wants."""
         wanted: set[LoadHandle[Any]] = set()
-        for many in self.load_manys:
-            if many.wanted:
-                wanted.update(handle for handle in many.handles if handle._batch is self)
-        manys = sum(
-            many.wanted and any(handle._batch is self for handle in many.handles)
-            for many in self.load_manys
-        )
+        live = 0
+        for many in list(self.load_manys):
+            handles = [handle for handle in many.handles if handle._batch is self]
+            if not handles:
+                del self.load_manys[many]  # no load of this batch any more
+            elif many.is_wanted:
+                live += 1
+                wanted.update(handles)
         followers = self._followers or {}
         keys, cache_keys, entries, unwanted = [], [], [], []
-        live = manys
         for key, cache_key, entry in zip(self.keys_, self.cache_keys, self.entries):
             if entry._batch is not self:
                 continue
@@ -318,6 +319,7 @@ class Batch:
         self.cache_keys = keys if self.cache_keys is self.keys_ else cache_keys
         self.keys_, self.entries, self.live = keys, entries, live
         self._sift_needed = False
+        self._taken_out = 0
         if unwanted:
             error = LoadCancelledError(
                 f"a load of {self.rules.name} was given up before its batch was sent"
@@ -325,6 +327,9 @@ class Batch:
             self.rules.evict(unwanted)
             for _, entry in unwanted:
                 self._settle_entry(entry, Failure(error, None))
+            for many in list(self.load_manys):
+                if not many.is_wanted and all(h._batch is not self for h in many.handles):
+                    del self.load_manys[many]
 
     # Outcomes
 
@@ -342,7 +347,7 @@ class Batch:
         for index, (entry, value) in enumerate(zip(self.entries, values)):
             if isinstance(value, Exception):
                 errors.append((index, value))
-                value = Failure(value, value.__traceback__)
+                value = failure_of(value)
             entry._value = value
             entry._batch = None
             waiters = entry._waiters
@@ -373,10 +378,15 @@ class Batch:
         if not isinstance(pair, tuple) or len(pair) != 2:
             raise wrong_result(rules, self.keys_, f"yielded {excerpt(pair)}, no pair")
         key, value = pair
-        entry, cache_key = index.get(key), key
-        if entry is None:
-            cache_key = rules.cache_key(key)
-            entry = index.get(cache_key)
+        entry = cache_key = None
+        for get_cache_key in (lambda key: key, rules.cache_key):
+            cache_key = get_cache_key(key)
+            try:
+                entry = index.get(cache_key)
+            except TypeError:  # not hashable, so the key, not its cache key
+                continue
+            if entry is not None:
+                break
         if entry is None:
             raise wrong_result(
                 rules, self.keys_, f"yielded {excerpt(key)}, which was not asked for"
@@ -416,7 +426,12 @@ class Batch:
             return False
         self._settle_entry(entry, outcome)
         self._sift_needed = True
+        self._taken_out += 1
         wake_all(self.dispatcher.backend, self.watchers)
+        if self.state is SEALED:
+            self._sift(abandoned_too=False)
+            if not self.live:
+                self.cancel("all its loads were given up or answered otherwise", None)
         return True
 
     def _fail(self, failure: Failure) -> None:
@@ -433,14 +448,16 @@ class Batch:
 
     def _settle_entry_by_value(self, cache_key: Any, entry: LoadHandle[Any], value: Any) -> None:
         if isinstance(value, Exception):
-            self._settle_entry(entry, Failure(value, value.__traceback__))
+            self._settle_entry(entry, failure_of(value))
             self._consider_error(cache_key, entry, value)
         else:
             self._settle_entry(entry, value)
 
     def _consider_error(self, cache_key: Any, entry: LoadHandle[Any], error: Exception) -> None:
         if not self.rules.keeps_error(error):
-            self.rules.evict([(cache_key, entry)])
+            # Among the followers may be an entry of its own: cleared and loaded again while queued.
+            same = (entry, *(self._followers or {}).get(entry, ()))
+            self.rules.evict((cache_key, handle) for handle in same)
 
     def _settle_entry(self, entry: LoadHandle[Any], outcome: Any) -> None:
         self._settle_handle(entry, outcome)
@@ -475,9 +492,8 @@ class Batch:
 
         :raises LoadDeadlockError: if one of ``batches`` could not end before this one does
         """
-        if self.state is RUNNING:
-            for batch in batches:
-                _check_deadlock(self, batch)
+        for batch in batches:
+            _check_deadlock(self, batch)
         if self.waits is None:
             self.waits = {}
         for batch in batches:
@@ -494,59 +510,61 @@ class Batch:
         return f"<Batch {self.state} of {self.rules.name}, {len(self.keys_)} keys>"
 
 
-def _blockers(batch: Batch) -> tuple[list[Batch], bool]:
+def _releasers(batch: Batch) -> list[Batch] | None:
     """
-    Return the batches that ``batch`` waits for, and whether for all of them or for any one.
+    Return the batches of which any one, by ending its function, lets ``batch`` go on.
 
-    A running function waits for all that its tasks await. A batch not yet started waits for any
-    one holder of its limiter to return a token; it waits for nobody if there is a token left, or
-    one is held by somebody unknown, who may return it whenever he likes.
+    ``None`` means that nothing holds it up, or nothing known: a token that somebody else holds may
+    be returned whenever he likes.
     """
-    limiter = batch.rules.limiter
+    if batch.state is DONE:
+        return None
     if batch.state is RUNNING:
-        return list(batch.waits or ()), True
+        return [batch]
+    limiter = batch.rules.limiter
     if limiter is None or limiter.available_tokens > 0:
-        return [], True
+        return None
     borrowers = limiter.statistics().borrowers
     holders = [holder for holder in borrowers if isinstance(holder, Batch)]
-    if batch in holders or len(holders) < len(borrowers):
-        return [], True
-    return holders, False
+    return None if batch in holders or len(holders) < len(borrowers) else holders
 
 
 def _check_deadlock(waiter: Batch, target: Batch) -> None:
     """
-    Refuse an await by which ``waiter`` would wait for itself.
+    Refuse an await by which the function of ``waiter`` would wait for itself.
 
-    Everything that ``target`` waits for, directly or not, is taken as stuck until there is a reason
-    to think otherwise; ``waiter`` has none, as it is about to wait for ``target``.
+    A function goes on when everything that it awaits can, so each of its awaits is one clause of
+    batches of which one has to end. All functions behind ``target`` are taken as stuck until each
+    of their clauses has a way out; ``waiter`` has none, as it is about to wait for ``target``.
 
-    :raises LoadDeadlockError: if ``target`` is among what remains stuck
+    :raises LoadDeadlockError: if what ``target`` needs remains stuck
     """
-    stuck: dict[Batch, tuple[list[Batch], bool]] = {}
-    unseen = [target]
+    needed = _releasers(target)
+    if needed is None:
+        return
+    stuck = {waiter}
+    clauses: dict[Batch, list[list[Batch]]] = {}
+    unseen = list(needed)
     while unseen:
         batch = unseen.pop()
-        if batch is not waiter and batch not in stuck:
-            stuck[batch] = _blockers(batch)
-            unseen.extend(stuck[batch][0])
+        if batch not in stuck:
+            stuck.add(batch)
+            clauses[batch] = [c for c in map(_releasers, batch.waits or ()) if c is not None]
+            unseen.extend(chain(*clauses[batch]))
     found = True
     while found:
         found = False
-        for batch, (blockers, all_of_them) in list(stuck.items()):
-            held_up = [b is waiter or b in stuck for b in blockers]
-            if not (any(held_up) if all_of_them else all(held_up)):
-                del stuck[batch]
+        for batch in clauses.keys() & stuck:
+            if all(any(b not in stuck for b in clause) for clause in clauses[batch]):
+                stuck.remove(batch)
                 found = True
-    if target is not waiter and target not in stuck:
+    if any(batch not in stuck for batch in needed):
         return
-    path = [waiter, target]
-    while path[-1] is not waiter:
-        step = next(b for b in stuck[path[-1]][0] if b is waiter or b in stuck)
-        if step in path and step is not waiter:  # a cycle further on, which it would only join
-            path.append(step)
-            break
-        path.append(step)
+    path = [waiter] if target in needed else [waiter, target]
+    while path.count(path[-1]) == 1:
+        path.append(needed[0])
+        held = [c for c in clauses.get(path[-1], ()) if all(b in stuck for b in c)]
+        needed = held[0] if held else [waiter]
     cycle = " -> ".join(f"{batch.rules.name} {excerpt(batch.keys_)}" for batch in path)
     raise LoadDeadlockError(
         f"this await can never end, as it waits for the batch function it is in: {cycle}. "

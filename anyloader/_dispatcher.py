@@ -57,6 +57,11 @@ CLOSED: Final = "closed"
 class LoaderRules(BatchRules, Protocol):
     """What a dispatcher asks of a loader."""
 
+    @property
+    def is_manual(self) -> bool:
+        """Whether it opens batches that have no task, so that nothing tells of a group's end."""
+        ...
+
     def bind(self, token: object) -> None:
         """From now on take loads only in the event loop with this token; ``None``: in no one."""
         ...
@@ -121,7 +126,7 @@ class Dispatcher:
         """Let a loader run here."""
         if self.state is CLOSED:
             raise LoaderClosedError(_closed(loader.name))
-        if self.token is not None:
+        if self.token is not None and (self.entered or not loader.is_manual):
             loader.bind(self.token)
         if self.entered:
             self.loaders.append(loader)
@@ -139,7 +144,7 @@ class Dispatcher:
             if backend is None:
                 raise RuntimeError(f"{loader.name} was used where no event loop is running")
             self._use(backend)
-            loader.bind(self.token)
+            self.attach(loader)
         self.admit_to(loader.name)
 
     def admit_to(self, name: str) -> None:
@@ -153,6 +158,15 @@ class Dispatcher:
         if self.state is CLOSED or (self.state is CLOSING and not self._runs_here()):
             raise LoaderClosedError(_closed(name))
         self.check_thread()
+        if not self.entered and has_ended(self._group):
+            for batch in list(self._outstanding):
+                self.fail_if_ended(batch)
+            raise LoaderClosedError(_closed(name))
+
+    def fail_if_ended(self, batch: Batch) -> None:
+        """Let a batch without a task fail if the foreign group takes no more tasks."""
+        if not self._owns_group and batch.worker_scope is None and has_ended(self._group):
+            batch.fail(LoaderClosedError(_closed(batch.name)))
 
     def check_thread(self) -> None:
         """:raises RuntimeError: if this is another event loop, or a thread without one"""
@@ -176,10 +190,7 @@ class Dispatcher:
 
         :raises LoaderClosedError: if the task group takes no more tasks; the batch is void then
         """
-        if isinstance(batch.schedule, Manual) and self.state is OPEN:
-            if not self._owns_group and has_ended(self._group):
-                raise LoaderClosedError(_closed(batch.name))
-        else:
+        if not (isinstance(batch.schedule, Manual) and self.state is OPEN):
             self.send(batch)
         self._outstanding[batch] = None
 
@@ -242,12 +253,22 @@ class Dispatcher:
                     fit = await self._run(worker.batch)
                     worker.batch = None
                     if not fit or scope.cancel_called or not self._owns_group:
-                        return
+                        break
                     if self.state is not OPEN or self._idle:
-                        return
+                        break
                     worker.waiter = self.backend.new_waiter()
                     self._idle.append(worker)
                     await worker.waiter
+                if self.backend.is_being_cancelled():
+                    # By the batch function, natively, and it has ended before it met that. It would
+                    # hit the end of this task.
+                    await checkpoint()
+        except BaseException as exc:
+            if not _is_stray(exc, worker.scope):
+                raise
+            batch, worker.batch = worker.batch, None
+            if batch is not None:  # came in just as the cancellation did, and is none of its
+                self.send_or_fail(batch)
         finally:
             self._ended(worker)
 
@@ -285,25 +306,16 @@ class Dispatcher:
             if not batch.is_done:
                 batch.fail(exc)
         except BaseException as exc:
+            stray = _is_stray(exc, batch.worker_scope)
             if not batch.is_done:
                 batch.cancel(f"the batch function ended by {type(exc).__name__}", exc)
-            if isinstance(exc, anyio.get_cancelled_exc_class()) and not self._is_ours(batch):
-                # Raised by the function itself, or by a native cancellation of this one task. Let
-                # out, it would cancel the whole group; the task ends in any case.
+            if stray:
                 return False
             raise
         finally:
             if borrowed and limiter is not None:
                 limiter.release_on_behalf_of(batch)
         return True
-
-    @staticmethod
-    def _is_ours(batch: Batch) -> bool:
-        """Whether a cancel scope explains the cancellation of this task."""
-        scope = batch.worker_scope
-        return (
-            scope is not None and scope.cancel_called
-        ) or anyio.current_effective_deadline() == -math.inf
 
     @staticmethod
     async def _await_schedule(batch: Batch) -> None:
@@ -408,6 +420,20 @@ class Dispatcher:
                     wanted[batch] = None
                     grows = True
         return wanted
+
+
+def _is_stray(exc: BaseException, scope: CancelScope | None) -> bool:
+    """
+    Whether a cancellation comes from no cancel scope.
+
+    It was raised by a batch function itself, or is a native one of this task alone. Let out of the
+    task it would cancel the whole group; kept in, it still ends the task.
+    """
+    return (
+        isinstance(exc, anyio.get_cancelled_exc_class())
+        and not (scope is not None and scope.cancel_called)
+        and anyio.current_effective_deadline() != -math.inf
+    )
 
 
 async def leave_bare(group: TaskGroup, leaving: BaseException | None) -> bool:

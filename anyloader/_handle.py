@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from anyio import TaskCancelled, TaskFailed, TaskNotFinished
 
-from ._backend import FOREIGN, delegate, park
+from ._backend import delegate, park
 from ._errors import LoadCancelledError
 
 if TYPE_CHECKING:
@@ -60,6 +60,34 @@ class Failure:
         # Python appends to an exception's traceback wherever it passes. Starting each time from the
         # original one keeps it from growing with every waiter that the error is raised to.
         return self.exception.with_traceback(self.traceback)
+
+
+def failure_of(error: Exception) -> Failure:
+    """
+    Return the failure for an error that was returned, or primed, as a value.
+
+    The same object may have been raised to waiters before, which has put their frames, and ours, on
+    top of its traceback. What counts is below these.
+    """
+    traceback = tb = error.__traceback__
+    while tb is not None:
+        if tb.tb_frame.f_code in _OUR_AWAITS:
+            traceback = tb.tb_next
+        tb = tb.tb_next
+    return Failure(error, traceback)
+
+
+def check_place(batch: Batch) -> None:
+    """
+    Look, before something is awaited that is pending, whether it can ever settle here.
+
+    A batch without a task fails if it cannot get one any more: its task group has ended.
+
+    :raises RuntimeError: if the loader was opened in another event loop or thread
+    """
+    batch.dispatcher.check_thread()
+    if batch.worker_scope is None:
+        batch.dispatcher.fail_if_ended(batch)
 
 
 class _Driven(Coroutine[Any, Any, T_co]):
@@ -224,8 +252,10 @@ class LoadHandle(_Driven[V_co]):
         batch = self._batch
         if batch is not None:
             backend = batch.dispatcher.backend
-            if backend.current() is not backend.token:
-                raise RuntimeError(FOREIGN)
+            if backend.current() is not backend.token or batch.worker_scope is None:
+                check_place(batch)
+                batch = self._batch
+        if batch is not None:
             origin = running_batch.get()
             if origin is not None:
                 origin.begin_wait((batch,))
@@ -302,8 +332,12 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
         self._awaits: int | None = None
 
     @property
-    def wanted(self) -> bool:
+    def is_wanted(self) -> bool:
         return self._awaits != 0
+
+    @property
+    def is_awaited(self) -> bool:
+        return bool(self._awaits)
 
     def __await__(self) -> Generator[Any, Any, list[V]]:
         failure = (yield from self._until_settled()) if self.batches else None
@@ -322,6 +356,8 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
 
     def _until_settled(self) -> Generator[Any, Any, Failure | None]:
         pending = [batch for batch in self.batches if not batch.is_done]
+        for batch in pending:
+            check_place(batch)
         origin = running_batch.get()
         if origin is not None:
             origin.begin_wait(pending)
@@ -350,10 +386,7 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
         """Wait for one handle after the other; return the failure that makes the rest pointless."""
         for handle in self.handles:
             while (batch := handle._batch) is not None:
-                backend = batch.dispatcher.backend
-                if backend.current() is not backend.token:
-                    raise RuntimeError(FOREIGN)
-                yield from park(backend, batch.watchers)
+                yield from park(batch.dispatcher.backend, batch.watchers)
             if type(handle._value) is Failure and not self._return_exceptions:
                 failure: Failure = handle._value
                 return failure
@@ -368,3 +401,6 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
     def __repr__(self) -> str:
         pending = sum(handle._batch is not None for handle in self.handles)
         return f"<LoadManyHandle of {len(self.handles)} keys, {pending} pending>"
+
+
+_OUR_AWAITS = {LoadHandle.__await__.__code__, LoadManyHandle.__await__.__code__}

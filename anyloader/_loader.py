@@ -25,9 +25,9 @@ from ._batch import Batch, new_handle
 from ._cache import evict, unhashable
 from ._dispatcher import Dispatcher, ambient
 from ._errors import LoaderNotOpenError
-from ._handle import NOBODY, Failure, LoadHandle, LoadManyHandle, running_batch
+from ._handle import NOBODY, Failure, LoadHandle, LoadManyHandle, failure_of, running_batch
 from ._statistics import LoaderStatistics
-from .schedules import Schedule, quiescent
+from .schedules import Manual, Schedule, quiescent
 
 if TYPE_CHECKING:
     import asyncio
@@ -295,6 +295,10 @@ class DataLoader(Generic[K, V]):
         self._dispatcher = dispatcher
         dispatcher.attach(self)
 
+    @property
+    def is_manual(self) -> bool:
+        return isinstance(self.schedule, Manual)
+
     def bind(self, token: object) -> None:
         if token is None:
             self._running, self._token = _nowhere, _CLOSED
@@ -423,11 +427,8 @@ class DataLoader(Generic[K, V]):
         cache_key: Any = None
         if deduplicates:
             cache_key = self.cache_key(key)
-            try:
-                entry = None if batch is None else batch.find(cache_key)
-            except TypeError:
-                self._refuse_unhashable(key, cache_key)
-                raise
+            self._refuse_unhashable(key, cache_key)
+            entry = None if batch is None else batch.find(cache_key)
             if entry is not None:
                 self._shared += 1
                 if many is None:
@@ -494,9 +495,8 @@ class DataLoader(Generic[K, V]):
         cache_keys: list[Any] = keys
         if self._cache is None:
             if self.deduplicate or self.streams:
-                cache_keys = [self.cache_key(key) for key in keys]
-                for key, cache_key in zip(keys, cache_keys):
-                    self._refuse_unhashable(key, cache_key)
+                for key in keys:
+                    self._refuse_unhashable(key, self.cache_key(key))
         elif self._keyed:
             cache_keys = [self.cache_key(key) for key in keys]
         many = LoadManyHandle[V](return_exceptions)
@@ -526,6 +526,7 @@ class DataLoader(Generic[K, V]):
                 self._refuse_unhashable(key, cache_key)
             raise
         batch: Batch | None = None
+        touched: list[tuple[Batch, int]] = []
         shared = misses = 0
         for key, cache_key, entry in zip(keys, cache_keys, found):
             if entry is None:
@@ -534,13 +535,18 @@ class DataLoader(Generic[K, V]):
                 if batch is None:
                     batch = self._open or self._open_batch()
                     batch.join(many)
+                    touched.append((batch, len(batch.entries)))
                     batch_keys, entries = batch.keys_, batch.entries
                     room = -1 if self._most is None else self._most - batch.size
                 entry = new(LoadHandle)
                 entry._key = key
                 entry._batch = batch
                 entry._waiters = NOBODY
-                cache[cache_key] = entry
+                try:
+                    cache[cache_key] = entry
+                except BaseException as exc:
+                    self._undo(touched, many, exc)
+                    raise
                 handles.append(entry)
                 batch_keys.append(key)
                 if self._keyed:
@@ -563,6 +569,18 @@ class DataLoader(Generic[K, V]):
             handles.append(entry)
         self._shared += shared
         self._hits += len(keys) - misses - shared
+
+    def _undo(
+        self, touched: list[tuple[Batch, int]], many: LoadManyHandle[V], exc: BaseException
+    ) -> None:
+        """Take back what a load_many has queued before the cache refused one of its keys."""
+        for batch, first in touched:
+            new = list(zip(batch.cache_keys, batch.entries))[first:]
+            self.evict(new)
+            for _, entry in new:
+                batch.take_out(entry, Failure(exc, None))
+            if not batch.is_done:
+                batch.give_up(many)
 
     def dispatch(self) -> None:
         """
@@ -603,9 +621,12 @@ class DataLoader(Generic[K, V]):
     def clear_all(self) -> Self:
         """Forget all keys, as :meth:`clear` does."""
         self._check_place()
+        self.forget_all()
+        return self
+
+    def forget_all(self) -> None:
         if self._cache is not None:
             self._cache.clear()
-        return self
 
     def prime(self, key: K, value: V | Exception, *, force: bool = False) -> Self:
         """
@@ -618,6 +639,8 @@ class DataLoader(Generic[K, V]):
             and those who wait for it get the value; one in flight goes on for those who wait for it
         :raises TypeError: if the key is ``None`` or cannot be hashed
         """
+        if self._dispatcher is None and ambient.get() is not None:
+            self._admit()  # or what it holds of this scope could reach another one
         self._check_place()
         cache = self._cache
         if cache is None:
@@ -631,7 +654,7 @@ class DataLoader(Generic[K, V]):
             return self
         outcome: Any = value
         if isinstance(value, Exception):
-            outcome = Failure(value, value.__traceback__)
+            outcome = failure_of(value)
         if entry is None or entry._batch is None or not entry._batch.take_out(entry, outcome):
             entry = new_handle(key, None)
             entry._value = outcome

@@ -7,7 +7,7 @@ from contextvars import ContextVar, Token
 from dataclasses import fields
 from functools import update_wrapper
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, get_origin, overload
 
 from ._dispatcher import Dispatcher, ambient
 from ._errors import LoaderNotOpenError
@@ -119,6 +119,7 @@ class LoaderScope:
         if dispatcher is None:
             raise LoaderNotOpenError("this LoaderScope was not entered; use `async with` on it")
         dispatcher.admit_to("this LoaderScope")
+        source = get_origin(source) or source  # of a generic class that was given its arguments
         try:
             loader = self._loaders.get(source)
         except TypeError:
@@ -131,8 +132,10 @@ class LoaderScope:
 
     def clear_all(self) -> None:
         """Forget all that the loaders of this scope have cached, as their ``clear_all`` does."""
+        if self._dispatcher is not None and self._dispatcher.state != "closed":
+            self._dispatcher.check_thread()
         for loader in self._bound:
-            loader.clear_all()
+            loader.forget_all()
 
     def cancel(self, why: str) -> None:
         """

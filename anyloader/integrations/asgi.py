@@ -89,9 +89,15 @@ class _Request:
             except BaseException as exc:
                 leaving = exc
         tasks.cancel_scope.cancel()
-        was_ours = await leave_bare(tasks, leaving)
-        if leaving is not None and not was_ours:
-            raise leaving
+        try:
+            was_ours = await leave_bare(tasks, leaving)
+            # Leaving a cancelled group swallows a cancellation even where none was handed in.
+            if leaving is not None and not (
+                was_ours and isinstance(leaving, anyio.get_cancelled_exc_class())
+            ):
+                raise leaving
+        finally:
+            del leaving  # its traceback holds this frame, which shall not hold it
 
     async def _watch(self, loaders: LoaderScope, request: anyio.CancelScope) -> None:
         try:

@@ -1,0 +1,1 @@
+"""What anyloader costs, next to other loaders: ``python -m benchmarks``."""

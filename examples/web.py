@@ -1,0 +1,115 @@
+"""A small service: the countries of the world and their subdivisions, one scope for each request.
+
+    hypercorn --worker-class trio examples/web.py:app
+
+or `--worker-class asyncio`. Then http://127.0.0.1:8000/countries/FR answers with the country, and
+each of its subdivisions with everything above it; http://127.0.0.1:8000/batches shows the batches
+of the last such request. Needs `hypercorn`, `starlette`, `sqlite-anyio`, `pycountry` and, for trio,
+`trio`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import anyio
+import sqlite_anyio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from _data import (
+    DEFAULT_DATABASE,
+    Atlas,
+    Country,
+    Subdivision,
+    ensure_database,
+    read_only,
+)
+from anyloader import batch_loader
+from anyloader.integrations.asgi import LoaderScopeMiddleware
+
+#: How this request reads the database. Set before its scope is entered, so batch functions see it.
+atlas: ContextVar[Atlas] = ContextVar("atlas")
+
+
+# A statement for many keys. The code below loads a key at a time, wherever it needs one.
+
+
+@batch_loader
+async def country(codes: list[str]) -> dict[str, Country]:
+    return await atlas.get().countries(codes)
+
+
+@batch_loader
+async def subdivision(codes: list[str]) -> dict[str, Subdivision]:
+    return await atlas.get().subdivisions(codes)
+
+
+@batch_loader
+async def subdivisions_of(codes: list[str]) -> dict[str, list[Subdivision]]:
+    return await atlas.get().subdivisions_of(codes)
+
+
+async def show_country(request: Request) -> Response:
+    request.app.state.last = atlas.get()
+    code = request.path_params["code"].upper()
+    found: Country | None = await country.load(code)
+    if found is None:
+        raise HTTPException(404, f"there is no country {code}")
+    items = await subdivisions_of.load(code)
+    async with anyio.create_task_group() as group:
+        tasks = [group.start_soon(path, item) for item in items]
+    paths = [task.return_value for task in tasks]
+    return JSONResponse({"name": found.name, "subdivisions": paths})
+
+
+async def path(item: Subdivision) -> str:
+    if item.parent_code is None:
+        return f"{item.name}, {(await country.load(item.country_code)).name}"
+    return f"{item.name}, {await path(await subdivision.load(item.parent_code))}"
+
+
+async def show_batches(request: Request) -> Response:
+    last: Atlas | None = getattr(request.app.state, "last", None)
+    statements = [] if last is None else last.statements
+    return JSONResponse([{"batch": name, "keys": keys} for name, _, keys in statements])
+
+
+# The application.
+
+
+class AtlasMiddleware:
+    """Gives each request an ``Atlas`` of its own, which remembers its statements."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            atlas.set(Atlas(scope["state"]["connection"]))
+        await self._app(scope, receive, send)
+
+
+@asynccontextmanager
+async def lifespan(app: Starlette) -> AsyncGenerator[dict[str, Any], None]:
+    ensure_database(DEFAULT_DATABASE)
+    connection = await sqlite_anyio.connect(read_only(DEFAULT_DATABASE), uri=True)
+    try:
+        yield {"connection": connection}
+    finally:
+        await connection.close()
+
+
+app = Starlette(
+    routes=[Route("/countries/{code}", show_country), Route("/batches", show_batches)],
+    middleware=[Middleware(AtlasMiddleware), Middleware(LoaderScopeMiddleware)],
+    lifespan=lifespan,
+)

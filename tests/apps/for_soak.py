@@ -1,0 +1,189 @@
+"""A service for the soak test, which can count what is left of the requests that it has answered."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+from collections import Counter
+from contextvars import ContextVar
+from typing import Any
+from urllib.parse import parse_qsl
+from weakref import WeakSet
+
+import anyio
+
+from anyloader import DataLoader, LoaderScope, LoadHandle, LoadManyHandle, batch_loader
+from anyloader._batch import Batch
+from anyloader._dispatcher import Dispatcher
+from anyloader.integrations.asgi import LoaderScopeMiddleware, _Request
+
+
+class RequestData:
+    """What belongs to one request, with a kilobyte of memory."""
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+        self.memory = bytearray(1024)
+        alive.add(self)
+
+
+alive: WeakSet[RequestData] = WeakSet()
+request_data: ContextVar[RequestData] = ContextVar("request_data")
+batches: Counter[str] = Counter()
+
+
+# Batch functions answer with the token of their request: a value of another one would show.
+
+
+async def run_batch(seconds: float) -> str:
+    batches["started"] += 1
+    try:
+        await anyio.sleep(seconds)
+    except anyio.get_cancelled_exc_class():
+        batches["cancelled"] += 1
+        raise
+    batches["ended"] += 1
+    return request_data.get().token
+
+
+@batch_loader(max_batch_size=5)
+async def value(keys: list[int]) -> list[str]:
+    token = await run_batch(0)
+    return [f"{token}:{key}" for key in keys]
+
+
+@batch_loader
+async def nested(keys: list[int]) -> dict[int, str]:
+    await run_batch(0.001)
+    return dict(zip(keys, await value.load_many(keys)))
+
+
+@batch_loader
+async def slow(milliseconds: list[int]) -> list[str]:
+    token = await run_batch(max(milliseconds) / 1000)
+    return [f"{token}:{number}" for number in milliseconds]
+
+
+@batch_loader
+async def broken(keys: list[int]) -> list[str]:
+    raise OSError(await run_batch(0.001))
+
+
+@batch_loader
+async def partly_broken(keys: list[int]) -> list[str | KeyError]:
+    token = await run_batch(0)
+    return [KeyError(f"{token}:{key}") if key % 2 else f"{token}:{key}" for key in keys]
+
+
+async def answer(kind: str, number: int, receive: Any) -> tuple[int, str]:
+    """Answer a request: its status and its text."""
+    if kind == "values":
+        texts = [""] * number
+
+        async def load(key: int) -> None:
+            first = await nested.load(key)
+            texts[key] = f"{first} {await value.load(key + 100)}"
+
+        async with anyio.create_task_group() as tasks:
+            for key in range(number):
+                tasks.start_soon(load, key)
+        return 200, "\n".join(texts)
+    if kind == "slow":
+        return 200, await slow.load(number)
+    if kind == "timeout":
+        with anyio.move_on_after(0.01):
+            return 200, await slow.load(number)
+        return 504, "timeout"
+    if kind == "broken":
+        try:
+            return 200, await broken.load(number)
+        except OSError as exc:
+            return 502, str(exc)
+    if kind == "partly":
+        many = await partly_broken.load_many(range(number), return_exceptions=True)
+        return 200, "\n".join(map(str, many))
+    if kind == "unawaited":
+        slow.load(number)
+        value.load_many(range(number))
+        return 200, "nothing"
+    if kind == "crash":
+        await value.load(number)
+        raise ZeroDivisionError("as it was asked to")
+    if kind == "upload":
+        size = 0
+        while True:
+            message = await receive()
+            size += len(message["body"])
+            if not message.get("more_body", False):
+                return 200, await value.load(size)
+    raise ValueError(kind)
+
+
+async def service(scope: Any, receive: Any, send: Any) -> None:
+    _, kind, number = scope["path"].split("/")
+    if kind != "stream":
+        await respond(send, *await answer(kind, int(number), receive))
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for key in range(int(number)):
+        text = await nested.load(key)
+        await send({"type": "http.response.body", "body": f"{text}\n".encode(), "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def respond(send: Any, status: int, text: str) -> None:
+    headers = [(b"content-length", b"%d" % len(text))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": text.encode()})
+
+
+in_scope = LoaderScopeMiddleware(service)
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] != "http":
+        raise RuntimeError("only HTTP in here")
+    if scope["path"] == "/leftovers":
+        await respond(send, 200, json.dumps(leftovers()))
+        return
+    query = dict(parse_qsl(scope["query_string"].decode()))
+    request_data.set(RequestData(query["token"]))
+    await in_scope(scope, receive, send)
+
+
+# What is left
+
+KINDS = (Batch, DataLoader, Dispatcher, LoadHandle, LoadManyHandle, LoaderScope, _Request)
+
+
+def leftovers() -> dict[str, Any]:
+    gc.collect()
+    kinds = Counter({kind.__name__: 0 for kind in KINDS})
+    everything = gc.get_objects()
+    kinds.update(type(thing).__name__ for thing in everything if isinstance(thing, KINDS))
+    return {
+        "requests": len(alive),
+        "objects of the library": dict(kinds),
+        "tasks": tasks(),
+        "files": len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0,
+        "objects": len(everything),
+        "batches": dict(batches),
+    }
+
+
+def tasks() -> int:
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:  # no asyncio loop: trio
+        import trio
+
+        count, roots = 0, [trio.lowlevel.current_root_task()]
+        while roots:
+            task = roots.pop()
+            count += 1
+            roots.extend(
+                child for n in getattr(task, "child_nurseries", ()) for child in n.child_tasks
+            )
+        return count

@@ -1,0 +1,112 @@
+"""What all applications do: batch functions that keep a log, and what endpoints answer with.
+
+They are given no loader; all is found through the ambient scope.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from anyloader import LoadCancelledError, batch_loader, current_scope
+
+#: What happened, by the name that the client gave to it.
+log: defaultdict[str, list[str]] = defaultdict(list)
+
+_numbers = itertools.count()
+
+
+@batch_loader
+async def square(numbers: list[int]) -> list[int]:
+    await checkpoint()
+    return [number * number for number in numbers]
+
+
+@batch_loader
+async def serial(names: list[str]) -> list[int]:
+    """Never the same number twice."""
+    await checkpoint()
+    return [next(_numbers) for _ in names]
+
+
+@batch_loader
+async def slow(names: list[str]) -> list[str]:
+    note(names, "started")
+    try:
+        await anyio.sleep(20)
+    except anyio.get_cancelled_exc_class():
+        note(names, "cancelled")
+        raise
+    note(names, "finished")
+    return names
+
+
+def note(names: list[str], event: str) -> None:
+    for name in names:
+        log[name].append(event)
+
+
+async def squares(count: int) -> dict[str, Any]:
+    results = [0] * count
+
+    async def load(number: int) -> None:
+        results[number] = await square.load(number)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(count):
+            tasks.start_soon(load, number)
+    return {"squares": results, "batches": current_scope().statistics().batches}
+
+
+async def session() -> dict[str, int]:
+    first = await serial.load("session")
+    await anyio.sleep(0.01)
+    return {"first": first, "again": await serial.load("session")}
+
+
+async def within(seconds: float, name: str) -> str:
+    with anyio.move_on_after(seconds):
+        return await slow.load(name)
+    return "timeout"
+
+
+async def lengths(chunks: AsyncIterator[bytes]) -> dict[str, int]:
+    """Load something for each chunk of an upload, as it comes."""
+    total = check = 0
+    async for chunk in chunks:
+        total += len(chunk)
+        if chunk:
+            check += await square.load(len(chunk)) // len(chunk)
+    return {"total": total, "check": check}
+
+
+async def later(name: str) -> None:
+    """Work on after the response; the client is gone by the second step."""
+    log[name].append("response sent")
+    await anyio.sleep(0.2)
+    log[name].append(f"loaded {await square.load(3)}")
+
+
+async def lines(name: str) -> AsyncIterator[bytes]:
+    """Stream a response."""
+    for number in range(3):
+        yield b"%d\n" % await square.load(number)
+    if name != "all":
+        await slow.load(name)
+        yield b"never"
+
+
+async def chat(name: str, text: str) -> str:
+    """Answer one message of a WebSocket connection; nothing, if there is no one to answer."""
+    if text != "slow":
+        return str(await square.load(int(text)))
+    try:
+        return await slow.load(name)
+    except LoadCancelledError:
+        log[name].append("load cancelled")
+        return ""

@@ -1,0 +1,243 @@
+"""A soak test: thousands of requests to real servers, a good part of which go wrong.
+
+    python tests/soak.py
+
+Clients leave at random moments, timeouts fire, batch functions fail or are slow. It is good if every
+request that was not given up got its own right answer in time, and if afterwards the server has no
+task, no file and no object left that it had not before the requests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import socket
+import struct
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import anyio
+from anyio.abc import SocketAttribute, SocketStream
+
+from support import SERVERS, Server, serve
+
+CLIENTS = 30
+WARM_UP = 100  # requests
+ANSWER_WITHIN = 30  # seconds; a request that takes longer counts as hanging
+SETTLE_WITHIN = 10
+
+#: Each kind of request, how often it comes, and the largest number in it.
+KINDS = {
+    "values": (6, 12),
+    "slow": (4, 25),
+    "timeout": (4, 20),
+    "broken": (3, 9),
+    "partly": (3, 9),
+    "unawaited": (2, 20),
+    "crash": (1, 9),
+    "upload": (2, 200_000),
+    "stream": (3, 5),
+}
+
+
+class Request(NamedTuple):
+    kind: str
+    number: int
+    token: str
+    #: The client leaves after so many seconds.
+    patience: float | None
+    #: It does so by a reset rather than in an orderly way.
+    reset: bool
+
+    def encode(self) -> bytes:
+        # By HTTP/1.0 a response ends where the connection does.
+        body = b"x" * self.number if self.kind == "upload" else b""
+        return (
+            f"{'POST' if body else 'GET'} /{self.kind}/{self.number}?token={self.token} HTTP/1.0\r\n"
+            f"Host: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+        ).encode() + body
+
+    def answers(self) -> set[tuple[int, str]]:
+        """Give all right answers, as status and text."""
+        token, number = self.token, self.number
+        one = f"{token}:{number}"
+        if self.kind == "values":
+            texts = (f"{token}:{key} {token}:{key + 100}" for key in range(number))
+            return {(200, "\n".join(texts))}
+        if self.kind == "timeout":
+            return {(200, one), (504, "timeout")}
+        if self.kind == "broken":
+            return {(502, token)}
+        if self.kind == "partly":
+            texts = (f"'{token}:{key}'" if key % 2 else f"{token}:{key}" for key in range(number))
+            return {(200, "\n".join(texts))}
+        if self.kind == "unawaited":
+            return {(200, "nothing")}
+        if self.kind == "crash":
+            return {(500, "Internal Server Error"), (500, "")}
+        if self.kind == "stream":
+            return {(200, "".join(f"{token}:{key}\n" for key in range(number)))}
+        return {(200, one)}
+
+
+class Figures(NamedTuple):
+    server: str
+    seconds: float
+    #: How requests ended: by status, "left", "wrong" or "hung".
+    outcomes: Counter[str]
+    faults: list[str]
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+    @property
+    def good(self) -> bool:
+        return not self.faults
+
+
+def requests(count: int, seed: int) -> Iterator[Request]:
+    choose = random.Random(seed)
+    kinds, weights = list(KINDS), [weight for weight, _ in KINDS.values()]
+    for index in range(count):
+        (kind,) = choose.choices(kinds, weights)
+        leaves = choose.random() < 0.25
+        yield Request(
+            kind,
+            choose.randint(1, KINDS[kind][1]),
+            f"r{index}",
+            choose.choice([0, choose.uniform(0, 0.03)]) if leaves else None,
+            choose.random() < 0.5,
+        )
+
+
+async def send(request: Request, port: int) -> str:
+    """Send one request and say how it ended."""
+    with anyio.move_on_after(ANSWER_WITHIN):
+        async with await anyio.connect_tcp("127.0.0.1", port) as stream:
+            if request.patience is None:
+                status, text = await exchange(request, stream)
+                right = (status, text) in request.answers()
+                return str(status) if right else f"wrong: {request} got {status} {text[:200]!r}"
+            with anyio.move_on_after(request.patience):
+                await exchange(request, stream)
+            if request.reset:
+                raw = stream.extra(SocketAttribute.raw_socket)
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            return "left"
+    return f"hung: {request}"
+
+
+async def exchange(request: Request, stream: SocketStream) -> tuple[int, str]:
+    await stream.send(request.encode())
+    received = b"".join([chunk async for chunk in stream])
+    head, _, body = received.partition(b"\r\n\r\n")
+    return int(head.split()[1]), body.decode()
+
+
+async def leftovers(port: int) -> dict[str, Any]:
+    async with await anyio.connect_tcp("127.0.0.1", port) as stream:
+        await stream.send(b"GET /leftovers HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        received = b"".join([chunk async for chunk in stream])
+    found: dict[str, Any] = json.loads(received.partition(b"\r\n\r\n")[2])
+    return found
+
+
+def compare(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Say what is left."""
+    faults = []
+    for what in ("requests", "objects of the library", "tasks", "files"):
+        if before[what] != after[what]:
+            faults.append(f"{what}: {before[what]} before, {after[what]} after")
+    batches = Counter(after["batches"])
+    if batches["started"] != batches["ended"] + batches["cancelled"]:
+        faults.append(f"batches: {dict(batches)}")
+    return faults
+
+
+async def soak(server: Server, count: int, seed: int) -> Figures:
+    """Send so many requests, and see what they leave behind."""
+    outcomes: Counter[str] = Counter()
+    faults: list[str] = []
+
+    async def client(todo: Iterator[Request]) -> None:
+        for request in todo:
+            outcome = await send(request, server.port)
+            if ":" in outcome:
+                faults.append(outcome)
+            outcomes[outcome.partition(":")[0]] += 1
+
+    async def clients(todo: Iterator[Request]) -> None:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(CLIENTS):
+                tasks.start_soon(client, todo)
+
+    idle = await leftovers(server.port)
+    # The first requests import modules and fill caches; they count only if something is wrong.
+    await clients(requests(WARM_UP, seed + 1))
+    before = await settled(server.port, idle)
+    outcomes.clear()
+    start = time.perf_counter()
+    await clients(requests(count, seed))
+    seconds = time.perf_counter() - start
+    after = await settled(server.port, idle)
+    faults.extend(compare(idle, after))
+    if after["objects"] - before["objects"] > count:
+        faults.append(f"objects: {before['objects']} before, {after['objects']} after")
+    return Figures(server.name, seconds, outcomes, faults, before, after)
+
+
+async def settled(port: int, idle: dict[str, Any]) -> dict[str, Any]:
+    """Give the server some time to notice who has left."""
+    deadline = time.perf_counter() + SETTLE_WITHIN
+    while True:
+        now = await leftovers(port)
+        if not compare(idle, now) or time.perf_counter() > deadline:
+            return now
+        await anyio.sleep(0.2)
+
+
+def show(figures: Figures) -> None:
+    outcomes, before, after = figures.outcomes, figures.before, figures.after
+    count = sum(outcomes.values())
+    started, cancelled = (
+        Counter(after["batches"])[what] - Counter(before["batches"])[what]
+        for what in ("started", "cancelled")
+    )
+    print(f"{figures.server}: {count} requests in {figures.seconds:.0f} s")
+    print("  " + ", ".join(f"{outcomes[outcome]} x {outcome}" for outcome in sorted(outcomes)))
+    print(f"  {started} batches, {cancelled} of them cancelled")
+    library = sum(after["objects of the library"].values())
+    print(f"  left: {after['requests']} requests, {library} objects of the library,", end=" ")
+    for what in ("tasks", "files", "objects"):
+        print(f"{after[what] - before[what]:+} {what}", end="\n" if what == "objects" else ", ")
+    for fault in figures.faults[:20]:
+        print(f"  FAULT {fault}")
+    print(f"  {'good' if figures.good else 'NOT GOOD'}", flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Many requests to real servers, on loopback.")
+    parser.add_argument("--requests", type=int, default=30_000, help="to each (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=int, default=600, help="most for each (%(default)s)")
+    parser.add_argument("servers", nargs="*", default=SERVERS, help="by default all installed")
+    options = parser.parse_args(arguments)
+
+    async def bounded(server: Server) -> Figures:
+        with anyio.fail_after(options.seconds):
+            return await soak(server, options.requests, options.seed)
+
+    good = True
+    for name in options.servers:
+        with serve(name, "for_soak:app") as server:
+            figures = anyio.run(bounded, server)
+        show(figures)
+        good &= figures.good
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

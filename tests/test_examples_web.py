@@ -1,0 +1,60 @@
+"""The examples for servers and workers, run as their first lines say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import SERVERS, serve
+
+pytest.importorskip("sqlite_anyio")
+pytest.importorskip("pycountry")
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_web(name: str) -> None:
+    pytest.importorskip("starlette")
+
+    def get(path: str) -> tuple[int, Any]:
+        connection = HTTPConnection("127.0.0.1", server.port, timeout=10)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    with serve(name, "web:app", folder=EXAMPLES) as server:
+        status, body = get("/countries/fr")
+        france = json.loads(body)
+        assert (status, france["name"]) == (200, "France")
+        assert "Bas-Rhin, Alsace, Grand-Est, France" in france["subdivisions"]
+        batches = json.loads(get("/batches")[1])
+        assert len(batches) <= 5
+        assert batches[0] == {"batch": "countries", "keys": ["FR"]}
+        assert batches[1] == {"batch": "subdivisions_of", "keys": ["FR"]}
+        assert {batch["batch"] for batch in batches[2:]} == {"subdivisions"}
+        assert get("/countries/xx")[0] == 404
+        assert json.loads(get("/batches")[1]) == [{"batch": "countries", "keys": ["XX"]}]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_worker(backend: str) -> None:
+    pytest.importorskip(backend)
+    command = [sys.executable, EXAMPLES / "worker.py", "--backend", backend]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.splitlines() == [
+        "BR AR CL PE: Brazil, Argentina, Chile, Peru (1 batch)",
+        "FR: France (1 batch)",
+        "FR DE IT: France, Germany, Italy (1 batch)",
+        "JP JP JP: Japan, Japan, Japan (1 batch)",
+    ]

@@ -1,0 +1,197 @@
+"""How the package is laid out: who imports whom, and that all that is public is documented."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import anyloader
+
+PACKAGE = Path(anyloader.__file__).parent
+REFERENCE = Path(__file__).parents[1] / "docs" / "reference.rst"
+
+# From the leaves up: a module imports only what stands before it, or beside it without a circle.
+LAYERS = [
+    {"_errors", "_statistics", "_hooks", "_results", "_cache", "_backend", "_threads"},
+    {"_handle", "schedules"},
+    {"_batch"},
+    {"_dispatcher"},
+    {"_loader"},
+    {"_scope"},
+    {"__init__"},
+    {"testing", "integrations"},
+]
+LEVELS = {module: level for level, layer in enumerate(LAYERS) for module in layer}
+
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+CORE = [module for module in MODULES if module.split(".")[0] not in LAYERS[-1]]
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+
+
+def runtime_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """Walk through all but what stands under ``if TYPE_CHECKING``."""
+    yield tree
+    for child in ast.iter_child_nodes(tree):
+        if not is_type_checking(child):
+            yield from runtime_nodes(child)
+
+
+def imports(module: str) -> set[str]:
+    """Give the full names of the modules that ``module`` imports at run time."""
+    package = ["anyloader", *module.split(".")[:-1]]
+    found: set[str] = set()
+    for node in runtime_nodes(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            name = ".".join([*base, *([node.module] if node.module else [])])
+            # ``from . import a`` imports a module, ``from .a import b`` a name of one
+            found.update(
+                f"{name}.{alias.name}" if f"{name}.{alias.name}" in OWN_NAMES else name
+                for alias in node.names
+            )
+    return found
+
+
+OWN_NAMES = {f"anyloader.{module}" for module in MODULES}
+
+
+def own_imports(module: str) -> set[str]:
+    """Of these, our own modules, as named in ``MODULES``."""
+    found = set()
+    for name in imports(module):
+        if name.split(".")[0] == "anyloader":
+            inner = name.partition(".")[2]
+            found.add(inner if inner in MODULES else f"{inner}.__init__".lstrip("."))
+    return found
+
+
+def level(module: str) -> int:
+    top = module.split(".")[0]
+    assert top in LEVELS, f"say in LAYERS where {top} stands"
+    return LEVELS[top]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_downwards_only(module: str) -> None:
+    assert {other for other in own_imports(module) if level(other) > level(module)} == set()
+
+
+def test_imports_make_no_circle() -> None:
+    left = {module: own_imports(module) - {module} for module in MODULES}
+    while free := {module for module, needs in left.items() if not needs & left.keys()}:
+        left = {module: needs for module, needs in left.items() if module not in free}
+    assert left == {}
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_only_the_backend_imports_asyncio_and_trio(module: str) -> None:
+    tops = {name.split(".")[0] for name in imports(module)}
+    assert tops & {"asyncio", "trio"} <= ({"asyncio"} if module == "_backend" else set())
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_the_core_imports_anyio_and_the_standard_library_alone(module: str) -> None:
+    tops = {name.split(".")[0] for name in imports(module)}
+    # anyio itself needs exceptiongroup on Python 3.10
+    assert tops - set(sys.stdlib_module_names) <= {"anyio", "anyloader", "exceptiongroup"}
+
+
+def test_importing_the_package_imports_nothing_else() -> None:
+    code = (
+        "import sys, anyio.lowlevel, anyio.to_thread; before = set(sys.modules);"
+        "import anyloader; print(*(set(sys.modules) - before), sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    new = done.stdout.split()
+    assert "anyloader._loader" in new
+    tops = {name.split(".")[0] for name in new}
+    assert tops - set(sys.stdlib_module_names) <= {"anyloader", "anyio"}
+    assert [name for name in new if "integrations" in name or name == "anyloader.testing"] == []
+
+
+# --- documentation ---
+
+DIRECTIVE = re.compile(
+    r"^\.\. (currentmodule|module|automodule|auto(?:class|function|exception|data|decorator)):: "
+    r"*([\w.]+)"
+)
+
+
+def documented() -> list[str]:
+    """Give the full name of all that the reference has a directive for, in its order."""
+    module = ""
+    names: list[str] = []
+    for line in REFERENCE.read_text().splitlines():
+        match = DIRECTIVE.match(line)
+        if match is None:
+            continue
+        directive, name = match.groups()
+        if directive in ("currentmodule", "module"):
+            module = f"{name}."
+        elif directive == "automodule":
+            names.append(name)
+            names += [f"{name}.{member}" for member in importlib.import_module(name).__all__]
+        else:
+            names.append(name if name.startswith("anyloader.") else module + name)
+    return names
+
+
+def test_the_reference_documents_what_is_public_and_each_thing_once() -> None:
+    names = documented()
+    assert len(names) == len(set(names))
+    top = [name for name in names if name.count(".") == 1]
+    assert sorted(top) == sorted(f"anyloader.{name}" for name in anyloader.__all__)
+
+
+@pytest.mark.parametrize("module", [anyloader, anyloader.schedules], ids=["top", "schedules"])
+def test_what_is_public_is_there_and_sorted(module: ModuleType) -> None:
+    public = [name for name in vars(module) if not name.startswith("_")]
+    assert set(module.__all__) <= set(public)
+    assert len(module.__all__) == len(set(module.__all__))
+    if module is anyloader:
+        others = [name for name in public if isinstance(getattr(anyloader, name), ModuleType)]
+        inner = {name.split(".")[0] for name in MODULES}
+        assert set(public) - set(others) <= set(module.__all__)
+        assert set(others) <= inner
+
+
+def public_things() -> Iterator[tuple[str, Any]]:
+    """Give the public classes and functions, and the public methods and properties of the former."""
+    for module in anyloader, anyloader.schedules:
+        yield module.__name__, module
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if not (inspect.isclass(thing) or inspect.isfunction(thing)):
+                continue
+            yield f"{module.__name__}.{name}", thing
+            for attribute, member in vars(thing).items() if inspect.isclass(thing) else ():
+                function = getattr(member, "__func__", member)
+                if not attribute.startswith("_") and (
+                    inspect.isfunction(function) or isinstance(member, property)
+                ):
+                    yield f"{module.__name__}.{name}.{attribute}", function
+
+
+@pytest.mark.parametrize("name", dict(public_things()))
+def test_everything_public_has_a_docstring(name: str) -> None:
+    doc = dict(public_things())[name].__doc__
+    assert doc
+    assert doc.strip().split("\n\n")[0].rstrip().endswith((".", "::")), "a sentence comes first"
