@@ -10,13 +10,15 @@ waiter can leave in constant time and no waiter can reach another one's.
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Callable, Generator, Iterable
 from contextvars import Context
 from functools import partial
 from types import coroutine
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = (
     "FOREIGN",
@@ -62,13 +64,11 @@ class Backend(Protocol):
     #: Returns the event loop that runs in this thread now, or ``None``.
     current: Any
 
-    @staticmethod
-    def current_task() -> object:
+    def current_task(self) -> object:
         """Return the task that runs now (on asyncio ``None`` in a plain callback)."""
         ...
 
-    @staticmethod
-    def is_being_cancelled() -> bool:
+    def is_being_cancelled(self) -> bool:
         """Whether the current task has a native cancellation ahead, from outside of any scope."""
         ...
 
@@ -81,29 +81,28 @@ class Backend(Protocol):
     #: :meth:`wake` is called with that dict. Who leaves early has to take it out.
     new_waiter: Callable[[], Waiter]
 
-    @staticmethod
-    def wake(waiters: Iterable[Any]) -> None:
+    def wake(self, waiters: Iterable[Any]) -> None:
         """Let all of these go on."""
         ...
 
 
 class AsyncioBackend:
-    __slots__ = ("current", "new_waiter", "token")
+    __slots__ = ("_asyncio", "_invalid_state", "current", "new_waiter", "token")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, asyncio: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._asyncio = asyncio
+        self._invalid_state: type[Exception] = asyncio.InvalidStateError
         self.token: object = loop
         # No wrappers around these two: the first is called by every load, the second by every wait.
         self.current: Any = asyncio._get_running_loop
         # What ``loop.create_future`` does, but for its call through Python.
         self.new_waiter: Any = partial(asyncio.Future, loop=loop)
 
-    @staticmethod
-    def current_task() -> object:
-        return asyncio.current_task()
+    def current_task(self) -> object:
+        return self._asyncio.current_task()
 
-    @staticmethod
-    def is_being_cancelled() -> bool:
-        return bool(getattr(asyncio.current_task(), "_must_cancel", False))
+    def is_being_cancelled(self) -> bool:
+        return bool(getattr(self.current_task(), "_must_cancel", False))
 
     @staticmethod
     def prepare(context: Context) -> None:
@@ -112,12 +111,11 @@ class AsyncioBackend:
         if sniffio is not None:
             context.run(sniffio.current_async_library_cvar.set, "asyncio")
 
-    @staticmethod
-    def wake(waiters: Iterable[asyncio.Future[None]]) -> None:
+    def wake(self, waiters: Iterable[asyncio.Future[None]]) -> None:
         for future in waiters:
             try:
                 future.set_result(None)
-            except asyncio.InvalidStateError:
+            except self._invalid_state:
                 pass  # cancelled in this very round, and has not left yet
 
 
@@ -129,20 +127,17 @@ class TrioBackend:
         self.current: Any = _current_trio_token
         self.new_waiter: Any = _TrioWaiter
 
-    @staticmethod
-    def current_task() -> object:
+    def current_task(self) -> object:
         return sys.modules["trio.lowlevel"].current_task()
 
-    @staticmethod
-    def is_being_cancelled() -> bool:
+    def is_being_cancelled(self) -> bool:
         return False
 
     @staticmethod
     def prepare(context: Context) -> None:
         pass
 
-    @staticmethod
-    def wake(waiters: Iterable[_TrioWaiter]) -> None:
+    def wake(self, waiters: Iterable[_TrioWaiter]) -> None:
         reschedule = sys.modules["trio.lowlevel"].reschedule
         for waiter in waiters:
             # A waiter that was cancelled in this very round has not left yet.
@@ -202,13 +197,14 @@ def _current_trio_token() -> object:
 
 def running_backend() -> Backend | None:
     """Return a backend for the event loop that runs in this thread, or ``None``."""
-    # trio first: as a guest it runs inside the turns of a host loop that may be asyncio's. Not
-    # imported here: whoever runs trio has done that.
+    # Neither is imported here: whoever runs a loop of theirs has done that. trio first: as a guest
+    # it runs inside the turns of a host loop that may be asyncio's.
     lowlevel = sys.modules.get("trio.lowlevel")
     if lowlevel is not None and lowlevel.in_trio_run():
         return TrioBackend(lowlevel)
-    loop = asyncio._get_running_loop()
-    return None if loop is None else AsyncioBackend(loop)
+    asyncio = sys.modules.get("asyncio")
+    loop = None if asyncio is None else asyncio._get_running_loop()
+    return None if asyncio is None or loop is None else AsyncioBackend(asyncio, loop)
 
 
 def has_ended(group: Any) -> bool:

@@ -30,8 +30,8 @@ DONE        all loads are settled; a cancelled function may still be cleaning up
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, compress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ._backend import Waiters, wake_all
@@ -66,17 +66,17 @@ class BatchRules(ResultRules, Protocol):
 
     limiter: CapacityLimiter | None
     #: Whether the function is known to be an async generator.
-    streams: bool
+    _streams: bool
 
     def batch_load_fn(self, keys: list[Any], /) -> Any: ...
 
-    def keeps_error(self, error: Exception) -> bool: ...
+    def _keeps_error(self, error: Exception) -> bool: ...
 
-    def evict(self, pairs: Iterable[tuple[Any, LoadHandle[Any]]]) -> None: ...
+    def _evict(self, pairs: Iterable[tuple[Any, LoadHandle[Any]]]) -> None: ...
 
-    def batch_started(self, keys: int) -> None: ...
+    def _batch_started(self, keys: int) -> None: ...
 
-    def batch_left(self, batch: Batch) -> None: ...
+    def _batch_left(self, batch: Batch) -> None: ...
 
 
 def new_handle(
@@ -87,6 +87,12 @@ def new_handle(
     handle._batch = batch
     handle._waiters = waiters
     return handle
+
+
+def _as_cache_keys(key: Any, rules: ResultRules) -> Iterator[Any]:
+    """A stream may give cache keys, as a mapping does, or the keys as it was given them."""
+    yield key
+    yield rules._cache_key(key)
 
 
 def _is_wanted(handle: LoadHandle[Any]) -> bool:
@@ -167,9 +173,9 @@ class Batch:
 
     # Loads come in
 
-    def share(self, entry: LoadHandle[Any]) -> LoadHandle[Any]:
+    def share(self, entry: LoadHandle[Any], key: Any) -> LoadHandle[Any]:
         """Return a new load of a pending entry."""
-        follower = new_handle(entry._key, self)
+        follower = new_handle(key, self)
         self._follow(entry, follower)
         self.live += 1
         self.note_origin()
@@ -193,7 +199,7 @@ class Batch:
         if many not in self.load_manys:
             self.load_manys[many] = None
             self.live += 1
-            many.batches[self] = None
+            many._batches[self] = None
             self.note_origin()
 
     def note_origin(self) -> None:
@@ -238,7 +244,7 @@ class Batch:
     @property
     def is_awaited(self) -> bool:
         """Whether some task awaits a load, or a deferred hit, of this batch right now."""
-        return any(many.is_awaited for many in self.load_manys) or any(
+        return any(many._is_awaited for many in self.load_manys) or any(
             handle._waiters for handle in self._all_handles()
         )
 
@@ -257,7 +263,7 @@ class Batch:
         """Take no more keys, and let go of those that nobody wants any more."""
         self._move("seal")
         self.reason = reason
-        self.rules.batch_left(self)
+        self.rules._batch_left(self)
         if self._sift_needed:
             self._sift(abandoned_too=True)
         if self.schedule_scope is not None:
@@ -274,7 +280,7 @@ class Batch:
         """
         self._move("start")
         keys = self.distinct_keys() if distinct else list(self.keys_)
-        self.rules.batch_started(len(keys))
+        self.rules._batch_started(len(keys))
         return keys
 
     def distinct_keys(self) -> list[Any]:
@@ -282,7 +288,7 @@ class Batch:
         self._index = first
         keys = []
         for key, entry in zip(self.keys_, self.entries):
-            cache_key = self.rules.cache_key(key)
+            cache_key = self.rules._cache_key(key)
             if cache_key in first:
                 self._follow(first[cache_key], entry)
                 for follower in (self._followers or {}).pop(entry, ()):
@@ -297,10 +303,10 @@ class Batch:
         wanted: set[LoadHandle[Any]] = set()
         live = 0
         for many in list(self.load_manys):
-            handles = [handle for handle in many.handles if handle._batch is self]
+            handles = [handle for handle in many._handles if handle._batch is self]
             if not handles:
                 del self.load_manys[many]  # no load of this batch any more
-            elif many.is_wanted:
+            elif many._is_wanted:
                 live += 1
                 wanted.update(handles)
         followers = self._followers or {}
@@ -324,11 +330,11 @@ class Batch:
             error = LoadCancelledError(
                 f"a load of {self.rules.name} was given up before its batch was sent"
             )
-            self.rules.evict(unwanted)
+            self.rules._evict(unwanted)
             for _, entry in unwanted:
                 self._settle_entry(entry, Failure(error, None))
             for many in list(self.load_manys):
-                if not many.is_wanted and all(h._batch is not self for h in many.handles):
+                if not many._is_wanted and all(h._batch is not self for h in many._handles):
                     del self.load_manys[many]
 
     # Outcomes
@@ -379,8 +385,7 @@ class Batch:
             raise wrong_result(rules, self.keys_, f"yielded {excerpt(pair)}, no pair")
         key, value = pair
         entry = cache_key = None
-        for get_cache_key in (lambda key: key, rules.cache_key):
-            cache_key = get_cache_key(key)
+        for cache_key in _as_cache_keys(key, rules):
             try:
                 entry = index.get(cache_key)
             except TypeError:  # not hashable, so the key, not its cache key
@@ -402,7 +407,7 @@ class Batch:
         for key, entry in zip(self.keys_, self.entries):
             if entry._batch is not None:
                 value = on_missing_value(self.rules, key)
-                self._settle_entry_by_value(self.rules.cache_key(key), entry, value)
+                self._settle_entry_by_value(self.rules._cache_key(key), entry, value)
         self._after_settling()
 
     def fail(self, error: BaseException) -> None:
@@ -435,15 +440,12 @@ class Batch:
         return True
 
     def _fail(self, failure: Failure) -> None:
-        pending = [
-            (cache_key, entry)
-            for cache_key, entry in zip(self.cache_keys, self.entries)
-            if entry._batch is not None
-        ]
-        for _, entry in pending:
+        # No list of pairs: this may be thousands of keys, at a time when nothing can be freed.
+        pending = [entry._batch is not None for entry in self.entries]
+        for entry in compress(self.entries, pending):
             self._settle_entry(entry, failure)
-        self.rules.evict(pending)
-        self.rules.batch_left(self)
+        self.rules._evict(compress(zip(self.cache_keys, self.entries), pending))
+        self.rules._batch_left(self)
         self._after_settling()
 
     def _settle_entry_by_value(self, cache_key: Any, entry: LoadHandle[Any], value: Any) -> None:
@@ -454,10 +456,10 @@ class Batch:
             self._settle_entry(entry, value)
 
     def _consider_error(self, cache_key: Any, entry: LoadHandle[Any], error: Exception) -> None:
-        if not self.rules.keeps_error(error):
+        if not self.rules._keeps_error(error):
             # Among the followers may be an entry of its own: cleared and loaded again while queued.
             same = (entry, *(self._followers or {}).get(entry, ()))
-            self.rules.evict((cache_key, handle) for handle in same)
+            self.rules._evict((cache_key, handle) for handle in same)
 
     def _settle_entry(self, entry: LoadHandle[Any], outcome: Any) -> None:
         self._settle_handle(entry, outcome)

@@ -58,11 +58,11 @@ class LoaderRules(BatchRules, Protocol):
     """What a dispatcher asks of a loader."""
 
     @property
-    def is_manual(self) -> bool:
+    def _is_manual(self) -> bool:
         """Whether it opens batches that have no task, so that nothing tells of a group's end."""
         ...
 
-    def bind(self, token: object) -> None:
+    def _bind(self, token: object) -> None:
         """From now on take loads only in the event loop with this token; ``None``: in no one."""
         ...
 
@@ -126,8 +126,8 @@ class Dispatcher:
         """Let a loader run here."""
         if self.state is CLOSED:
             raise LoaderClosedError(_closed(loader.name))
-        if self.token is not None and (self.entered or not loader.is_manual):
-            loader.bind(self.token)
+        if self.token is not None and (self.entered or not loader._is_manual):
+            loader._bind(self.token)
         if self.entered:
             self.loaders.append(loader)
 
@@ -168,9 +168,13 @@ class Dispatcher:
         if not self._owns_group and batch.worker_scope is None and has_ended(self._group):
             batch.fail(LoaderClosedError(_closed(batch.name)))
 
+    def is_here(self) -> bool:
+        """Whether the event loop that runs in this thread is the one of this dispatcher."""
+        return self.backend.current() is self.token
+
     def check_thread(self) -> None:
         """:raises RuntimeError: if this is another event loop, or a thread without one"""
-        if self.token is not None and self.backend.current() is not self.token:
+        if self.token is not None and not self.is_here():
             raise RuntimeError(FOREIGN)
 
     def _runs_here(self) -> bool:
@@ -266,8 +270,10 @@ class Dispatcher:
         except BaseException as exc:
             if not _is_stray(exc, worker.scope):
                 raise
-            batch, worker.batch = worker.batch, None
-            if batch is not None:  # came in just as the cancellation did, and is none of its
+            batch = worker.batch
+            if batch is not None and self._owns_group:
+                # It was given to an idle worker just as that was cancelled, and is none of its.
+                worker.batch = None
                 self.send_or_fail(batch)
         finally:
             self._ended(worker)
@@ -298,7 +304,7 @@ class Dispatcher:
                 await limiter.acquire_on_behalf_of(batch)
                 borrowed = True
             if not batch.is_done:
-                keys = batch.start(distinct=batch.rules.streams)
+                keys = batch.start(distinct=batch.rules._streams)
                 if keys is not None:
                     await _in_context(self.context.copy(), _call_batch_function(batch, keys))
         except Exception as exc:
@@ -340,7 +346,7 @@ class Dispatcher:
         self.check_thread()
         self.state = CLOSED
         for loader in self.loaders:
-            loader.bind(None)
+            loader._bind(None)
         self._cancel_batches(why, cause)
 
     def _cancel_batches(self, why: str, cause: BaseException | None) -> None:
@@ -357,7 +363,7 @@ class Dispatcher:
         """
         self.state = CLOSING
         for loader in self.loaders:
-            loader.bind(None)
+            loader._bind(None)
         leaving = exc
         if exc is None:
             try:
@@ -472,7 +478,7 @@ async def _call_batch_function(batch: Batch, keys: list[Any]) -> None:
 
 async def _call_stream(batch: Batch, keys: list[Any], stream: AsyncIterator[object]) -> None:
     rules = batch.rules
-    if not rules.streams:
+    if not rules._streams:
         # The function did not look like an async generator, so it was given every key. A generator
         # that has not made its first step can be thrown away.
         distinct = batch.distinct_keys()

@@ -250,16 +250,14 @@ class LoadHandle(_Driven[V_co]):
         # All in one generator, with nothing to delegate to but the waiter: it runs for every load
         # that is awaited.
         batch = self._batch
-        if batch is not None:
-            backend = batch.dispatcher.backend
-            if backend.current() is not backend.token or batch.worker_scope is None:
-                check_place(batch)
-                batch = self._batch
+        if batch is not None and (batch.worker_scope is None or not batch.dispatcher.is_here()):
+            check_place(batch)
+            batch = self._batch
         if batch is not None:
             origin = running_batch.get()
             if origin is not None:
                 origin.begin_wait((batch,))
-            waiter = backend.new_waiter()
+            waiter = batch.dispatcher.backend.new_waiter()
             if self._waiters is None:
                 self._waiters = waiter
             else:
@@ -320,29 +318,29 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
     all said there of checkpoints and cancellation holds here, for all its loads together.
     """
 
-    __slots__ = ("__weakref__", "_awaits", "_return_exceptions", "batches", "handles")
+    __slots__ = ("__weakref__", "_awaits", "_batches", "_handles", "_return_exceptions")
 
     def __init__(self, return_exceptions: bool) -> None:
         # Filled by the loader, and by ``Batch.join``.
-        self.handles: list[LoadHandle[V]] = []
+        self._handles: list[LoadHandle[V]] = []
         #: The batches that may settle some of the handles. In each of them this object is one load.
-        self.batches: dict[Batch, None] = {}
+        self._batches: dict[Batch, None] = {}
         self._return_exceptions = return_exceptions
         #: How many tasks await it now; ``None`` before the first.
         self._awaits: int | None = None
 
     @property
-    def is_wanted(self) -> bool:
+    def _is_wanted(self) -> bool:
         return self._awaits != 0
 
     @property
-    def is_awaited(self) -> bool:
+    def _is_awaited(self) -> bool:
         return bool(self._awaits)
 
     def __await__(self) -> Generator[Any, Any, list[V]]:
-        failure = (yield from self._until_settled()) if self.batches else None
+        failure = (yield from self._until_settled()) if self._batches else None
         if failure is None:
-            values: list[Any] = [handle._value for handle in self.handles]
+            values: list[Any] = [handle._value for handle in self._handles]
             if Failure not in set(map(type, values)):
                 return values
             if self._return_exceptions:
@@ -355,7 +353,7 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
             del self, failure  # the traceback holds this frame, which shall not hold them
 
     def _until_settled(self) -> Generator[Any, Any, Failure | None]:
-        pending = [batch for batch in self.batches if not batch.is_done]
+        pending = [batch for batch in self._batches if not batch.is_done]
         for batch in pending:
             check_place(batch)
         origin = running_batch.get()
@@ -379,12 +377,12 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
                 origin.end_wait(pending)
         # Got what it wanted, which is not giving up: so never back to 0.
         self._awaits = self._awaits - 1 or None
-        self.batches = {batch: None for batch in pending if not batch.is_done}
+        self._batches = {batch: None for batch in pending if not batch.is_done}
         return failure
 
     def _first_failure(self) -> Generator[Any, Any, Failure | None]:
         """Wait for one handle after the other; return the failure that makes the rest pointless."""
-        for handle in self.handles:
+        for handle in self._handles:
             while (batch := handle._batch) is not None:
                 yield from park(batch.dispatcher.backend, batch.watchers)
             if type(handle._value) is Failure and not self._return_exceptions:
@@ -393,14 +391,14 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
         return None
 
     def _pending_backend(self) -> Backend | None:
-        for batch in self.batches:
+        for batch in self._batches:
             if not batch.is_done:
                 return batch.dispatcher.backend
         return None
 
     def __repr__(self) -> str:
-        pending = sum(handle._batch is not None for handle in self.handles)
-        return f"<LoadManyHandle of {len(self.handles)} keys, {pending} pending>"
+        pending = sum(handle._batch is not None for handle in self._handles)
+        return f"<LoadManyHandle of {len(self._handles)} keys, {pending} pending>"
 
 
 _OUR_AWAITS = {LoadHandle.__await__.__code__, LoadManyHandle.__await__.__code__}

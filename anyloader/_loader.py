@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import logging
 import operator
 from collections.abc import (
     AsyncGenerator,
@@ -26,6 +24,7 @@ from ._cache import evict, unhashable
 from ._dispatcher import Dispatcher, ambient
 from ._errors import LoaderNotOpenError
 from ._handle import NOBODY, Failure, LoadHandle, LoadManyHandle, failure_of, running_batch
+from ._results import log_exception
 from ._statistics import LoaderStatistics
 from .schedules import Manual, Schedule, quiescent
 
@@ -56,7 +55,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 _new = object.__new__
-_log = logging.getLogger("anyloader")
+_CO_ASYNC_GENERATOR = 0x200
 
 #: Stands for "not given" in the signature below, so that a class attribute can be the default.
 _default: Any = ...
@@ -213,7 +212,7 @@ class DataLoader(Generic[K, V]):
         self._check_options(batch_load_fn, cache_map)
 
         #: Whether batches are fed by an async generator, as far as one can tell before calling it.
-        self.streams = _is_async_generator_function(self.batch_load_fn)
+        self._streams = _is_async_generator_function(self.batch_load_fn)
         self._most = self.max_batch_size if self.batch else 1
         self._cache: MutableMapping[Any, LoadHandle[V]] | None = None
         if self.cache:
@@ -232,7 +231,7 @@ class DataLoader(Generic[K, V]):
         #: What the statistics count. ``_queued``: keys of batches that take no more keys.
         self._hits = self._shared = self._queued = self._batches = self._keys = 0
         if task_group is not None:
-            self.attach(Dispatcher(task_group))
+            self._attach(Dispatcher(task_group))
 
     def _default_name(self, batch_load_fn: object) -> str:
         if batch_load_fn is None or type(self) is not DataLoader:
@@ -290,16 +289,16 @@ class DataLoader(Generic[K, V]):
 
     # Opening and closing
 
-    def attach(self, dispatcher: Dispatcher) -> None:
+    def _attach(self, dispatcher: Dispatcher) -> None:
         """Run there, for good."""
         self._dispatcher = dispatcher
         dispatcher.attach(self)
 
     @property
-    def is_manual(self) -> bool:
+    def _is_manual(self) -> bool:
         return isinstance(self.schedule, Manual)
 
-    def bind(self, token: object) -> None:
+    def _bind(self, token: object) -> None:
         if token is None:
             self._running, self._token = _nowhere, _CLOSED
         else:
@@ -317,7 +316,7 @@ class DataLoader(Generic[K, V]):
             )
         dispatcher = Dispatcher()
         await dispatcher.enter()
-        self.attach(dispatcher)
+        self._attach(dispatcher)
         return self
 
     async def __aexit__(
@@ -340,7 +339,7 @@ class DataLoader(Generic[K, V]):
                 )
             dispatcher.admit(self)
             self._found_scope = True
-            self.attach(dispatcher)
+            self._attach(dispatcher)
             return
         if self._found_scope and dispatcher.state == "open":
             inner = ambient.get()
@@ -387,7 +386,7 @@ class DataLoader(Generic[K, V]):
             raise TypeError(f"{self.name}.load() takes a key, not None")
         if cache is None:
             return self._load_uncached(key, None)
-        cache_key: Any = self.cache_key(key) if self._keyed else key
+        cache_key: Any = self._cache_key(key) if self._keyed else key
         try:
             entry = cache.get(cache_key)
         except TypeError:
@@ -397,7 +396,7 @@ class DataLoader(Generic[K, V]):
             batch = entry._batch
             if batch is not None:
                 self._shared += 1
-                return batch.share(entry)
+                return batch.share(entry, key)
             self._hits += 1
             if self.defer_hits and self._open is not None:
                 return self._open.defer(entry, None)
@@ -423,18 +422,18 @@ class DataLoader(Generic[K, V]):
 
     def _load_uncached(self, key: K, many: LoadManyHandle[V] | None) -> LoadHandle[V]:
         batch = self._open
-        deduplicates = self.deduplicate or self.streams
+        deduplicates = self.deduplicate or self._streams
         cache_key: Any = None
         if deduplicates:
-            cache_key = self.cache_key(key)
+            cache_key = self._cache_key(key)
             self._refuse_unhashable(key, cache_key)
             entry = None if batch is None else batch.find(cache_key)
             if entry is not None:
                 self._shared += 1
                 if many is None:
-                    return cast(Batch, batch).share(entry)
+                    return cast(Batch, batch).share(entry, key)
                 cast(Batch, batch).join(many)
-                many.handles.append(entry)
+                many._handles.append(entry)
                 return entry
         if batch is None:
             batch = self._open_batch()
@@ -445,7 +444,7 @@ class DataLoader(Generic[K, V]):
             batch.live += 1
         else:
             batch.join(many)
-            many.handles.append(handle)
+            many._handles.append(handle)
         self._enqueue(batch, key, cache_key, handle)
         return handle
 
@@ -494,11 +493,11 @@ class DataLoader(Generic[K, V]):
             raise TypeError(f"{self.name}.load_many() takes keys, and one of them is None")
         cache_keys: list[Any] = keys
         if self._cache is None:
-            if self.deduplicate or self.streams:
+            if self.deduplicate or self._streams:
                 for key in keys:
-                    self._refuse_unhashable(key, self.cache_key(key))
+                    self._refuse_unhashable(key, self._cache_key(key))
         elif self._keyed:
-            cache_keys = [self.cache_key(key) for key in keys]
+            cache_keys = [self._cache_key(key) for key in keys]
         many = LoadManyHandle[V](return_exceptions)
         if self._cache is None:
             for key in keys:
@@ -518,7 +517,7 @@ class DataLoader(Generic[K, V]):
         # differs between batches is fetched once per batch, and counting is left to the end.
         get = cache.get
         new = _new
-        handles = many.handles
+        handles = many._handles
         try:
             found = list(map(get, cache_keys))
         except TypeError:
@@ -565,7 +564,7 @@ class DataLoader(Generic[K, V]):
                     pending.join(many)
             elif self.defer_hits and self._open is not None:
                 entry = self._open.defer(entry, NOBODY)
-                many.batches[self._open] = None
+                many._batches[self._open] = None
             handles.append(entry)
         self._shared += shared
         self._hits += len(keys) - misses - shared
@@ -576,7 +575,7 @@ class DataLoader(Generic[K, V]):
         """Take back what a load_many has queued before the cache refused one of its keys."""
         for batch, first in touched:
             new = list(zip(batch.cache_keys, batch.entries))[first:]
-            self.evict(new)
+            self._evict(new)
             for _, entry in new:
                 batch.take_out(entry, Failure(exc, None))
             if not batch.is_done:
@@ -607,7 +606,7 @@ class DataLoader(Generic[K, V]):
         """
         self._check_place()
         if self._cache is not None:
-            cache_key = self.cache_key(key)
+            cache_key = self._cache_key(key)
             self._refuse_unhashable(key, cache_key)
             self._cache.pop(cache_key, None)
         return self
@@ -621,10 +620,10 @@ class DataLoader(Generic[K, V]):
     def clear_all(self) -> Self:
         """Forget all keys, as :meth:`clear` does."""
         self._check_place()
-        self.forget_all()
+        self._forget_all()
         return self
 
-    def forget_all(self) -> None:
+    def _forget_all(self) -> None:
         if self._cache is not None:
             self._cache.clear()
 
@@ -647,7 +646,7 @@ class DataLoader(Generic[K, V]):
             return self
         if key is None:
             raise TypeError(f"{self.name}.prime() takes a key, not None")
-        cache_key = self.cache_key(key)
+        cache_key = self._cache_key(key)
         self._refuse_unhashable(key, cache_key)
         entry = cache.get(cache_key)
         if entry is not None and not force:
@@ -676,7 +675,7 @@ class DataLoader(Generic[K, V]):
         self._check_place()
         if self._cache is None:
             return None
-        cache_key = self.cache_key(key)
+        cache_key = self._cache_key(key)
         self._refuse_unhashable(key, cache_key)
         return self._cache.get(cache_key)
 
@@ -715,36 +714,36 @@ class DataLoader(Generic[K, V]):
 
     # What a batch asks of its loader
 
-    def cache_key(self, key: Any) -> Any:
+    def _cache_key(self, key: Any) -> Any:
         return key if self.get_cache_key is None else self.get_cache_key(key)
 
-    def missing(self, key: Any) -> Any:
+    def _missing(self, key: Any) -> Any:
         return None if self.on_missing is None else self.on_missing(key)
 
-    def keeps_error(self, error: Exception) -> bool:
+    def _keeps_error(self, error: Exception) -> bool:
         keep = self.cache_errors
         if isinstance(keep, bool):
             return keep
         try:
             return bool(keep(error))
         except Exception:
-            _log.exception("cache_errors of %s raised; the error is not cached", self.name)
+            log_exception(f"cache_errors of {self.name} raised; the error is not cached")
             return False
 
-    def evict(self, pairs: Iterable[tuple[Any, LoadHandle[Any]]]) -> None:
+    def _evict(self, pairs: Iterable[tuple[Any, LoadHandle[Any]]]) -> None:
         if self._cache is None:
             return
         for cache_key, entry in pairs:
             try:
                 evict(self._cache, cache_key, entry)
             except Exception:
-                _log.exception("cache_map of %s raised, and may hold a stale key", self.name)
+                log_exception(f"cache_map of {self.name} raised, and may hold a stale key")
 
-    def batch_started(self, keys: int) -> None:
+    def _batch_started(self, keys: int) -> None:
         self._batches += 1
         self._keys += keys
 
-    def batch_left(self, batch: Batch) -> None:
+    def _batch_left(self, batch: Batch) -> None:
         """``batch`` takes no more keys."""
         if self._open is batch:
             self._open = None
@@ -755,4 +754,9 @@ def _is_async_generator_function(function: object) -> bool:
     while isinstance(function, partial):
         function = function.func
     call = getattr(type(function), "__call__")  # noqa: B004, B009 - of the class, not the instance
-    return inspect.isasyncgenfunction(function) or inspect.isasyncgenfunction(call)
+    # As the inspect module does, which takes long to import.
+    for candidate in (function, call):
+        code = getattr(getattr(candidate, "__func__", candidate), "__code__", None)
+        if getattr(code, "co_flags", 0) & _CO_ASYNC_GENERATOR:
+            return True
+    return False

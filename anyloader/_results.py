@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from ._errors import BatchResultError
 
-__all__ = ("ResultRules", "aligned", "excerpt", "on_missing_value", "wrong_result")
+__all__ = ("ResultRules", "aligned", "excerpt", "log_exception", "on_missing_value", "wrong_result")
 
 _EXPECTED = (
     "an iterable with one value per key, a mapping from key to value, "
@@ -23,9 +23,9 @@ class ResultRules(Protocol):
     @property
     def name(self) -> str: ...
 
-    def cache_key(self, key: Any) -> Any: ...
+    def _cache_key(self, key: Any) -> Any: ...
 
-    def missing(self, key: Any) -> Any: ...
+    def _missing(self, key: Any) -> Any: ...
 
 
 def aligned(rules: ResultRules, keys: Sequence[Any], result: object) -> Sequence[Any]:
@@ -39,7 +39,7 @@ def aligned(rules: ResultRules, keys: Sequence[Any], result: object) -> Sequence
     if isinstance(result, Mapping):
         values: list[Any] = []
         for key in keys:
-            cache_key = rules.cache_key(key)
+            cache_key = rules._cache_key(key)
             # Not ``get``: a mapping may make values for absent keys, as a defaultdict does.
             present = cache_key in result
             values.append(result[cache_key] if present else on_missing_value(rules, key))
@@ -61,7 +61,7 @@ def aligned(rules: ResultRules, keys: Sequence[Any], result: object) -> Sequence
 def on_missing_value(rules: ResultRules, key: Any) -> Any:
     """Return what ``on_missing`` gives for ``key``; what it raises becomes that key's error."""
     try:
-        return rules.missing(key)
+        return rules._missing(key)
     except Exception as exc:
         return exc
 
@@ -79,3 +79,10 @@ def excerpt(thing: object) -> str:
         return reprlib.repr(thing)
     except Exception:
         return f"<{type(thing).__name__} whose repr() raises>"
+
+
+def log_exception(message: str) -> None:
+    """Log what user code raised where nobody can be told; call it where that is handled."""
+    import logging  # takes long to import, and is hardly ever needed
+
+    logging.getLogger("anyloader").exception(message)

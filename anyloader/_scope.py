@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar, Token
-from dataclasses import fields
 from functools import update_wrapper
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, get_origin, overload
@@ -126,7 +125,7 @@ class LoaderScope:
             raise TypeError(f"scope.get() takes {_SOURCES}, not {source!r}") from None
         if loader is None:
             loader = _make_loader(source)
-            loader.attach(dispatcher)
+            loader._attach(dispatcher)
             self._loaders[source] = loader
         return loader
 
@@ -135,7 +134,7 @@ class LoaderScope:
         if self._dispatcher is not None and self._dispatcher.state != "closed":
             self._dispatcher.check_thread()
         for loader in self._bound:
-            loader.forget_all()
+            loader._forget_all()
 
     def cancel(self, why: str) -> None:
         """
@@ -152,8 +151,7 @@ class LoaderScope:
     def statistics(self) -> LoaderStatistics:
         """Return what all loaders of the scope together have done so far."""
         each = [loader.statistics() for loader in self._bound]
-        names = [field.name for field in fields(LoaderStatistics)]
-        return LoaderStatistics(**{name: sum(getattr(s, name) for s in each) for name in names})
+        return LoaderStatistics(*map(sum, zip(*each))) if each else LoaderStatistics()
 
     def __repr__(self) -> str:
         state = "not entered" if self._dispatcher is None else self._dispatcher.state

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = ("LoaderStatistics",)
 
 
-@dataclass(frozen=True)
-class LoaderStatistics:
+class LoaderStatistics(NamedTuple):
     """
     A snapshot of one loader, or of all loaders of a scope together.
 
@@ -22,11 +21,11 @@ class LoaderStatistics:
     :param cached: entries in the cache, pending ones included
     """
 
-    loads: int
-    hits: int
-    shared: int
-    keys: int
-    batches: int
-    queued: int
-    running: int
-    cached: int
+    loads: int = 0
+    hits: int = 0
+    shared: int = 0
+    keys: int = 0
+    batches: int = 0
+    queued: int = 0
+    running: int = 0
+    cached: int = 0

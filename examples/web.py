@@ -65,8 +65,9 @@ async def show_country(request: Request) -> Response:
     if found is None:
         raise HTTPException(404, f"there is no country {code}")
     items = await subdivisions_of.load(code)
+    tasks: list[anyio.TaskHandle[str]] = []
     async with anyio.create_task_group() as group:
-        tasks = [group.start_soon(path, item) for item in items]
+        tasks.extend(group.start_soon(path, item) for item in items)
     paths = [task.return_value for task in tasks]
     return JSONResponse({"name": found.name, "subdivisions": paths})
 

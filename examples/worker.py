@@ -34,13 +34,13 @@ async def handle(message: str, atlas: Atlas, tasks: TaskGroup, results: list[Res
         results.append(Result(message, names, scope.statistics().batches))
 
 
-async def work(messages: MemoryObjectReceiveStream[str], atlas: Atlas) -> list[Result]:
-    """Handle all messages until there are no more."""
-    results: list[Result] = []
+async def work(
+    messages: MemoryObjectReceiveStream[str], atlas: Atlas, results: list[Result]
+) -> None:
+    """Handle messages until there are no more."""
     async with messages, anyio.create_task_group() as tasks:
         async for message in messages:
             tasks.start_soon(handle, message, atlas, tasks, results)
-    return results
 
 
 async def run() -> list[Result]:
@@ -51,9 +51,12 @@ async def run() -> list[Result]:
             for message in MESSAGES:
                 await queue.send(message)
 
-    async with open_atlas(DEFAULT_DATABASE) as atlas, anyio.create_task_group() as tasks:
-        tasks.start_soon(produce)
-        return await work(messages, atlas)
+    results: list[Result] = []
+    async with open_atlas(DEFAULT_DATABASE) as atlas:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(produce)
+            tasks.start_soon(work, messages, atlas, results)
+    return results
 
 
 def main(arguments: list[str] | None = None) -> None:

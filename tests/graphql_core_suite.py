@@ -4,7 +4,7 @@
 
 PATH is an sdist of graphql-core (`graphql_core-3.3.2.tar.gz`, also unpacked) or a checkout, of the
 version that is installed; `pip download --no-deps --no-binary graphql-core graphql-core==3.3.2` gets
-one. Needs `pytest-describe`, and for tests of 3.2 on asyncio `pytest-asyncio`.
+one. Needs `pytest-describe`.
 
 A test that is to fail is named below, with the reason; the run fails if another test does, or if one
 of these passes. Under trio the tests that use asyncio themselves are left out, and so are those of
@@ -14,36 +14,64 @@ what is not supported there.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import iscoroutinefunction, signature
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+import anyio
 import graphql
 import pytest
 
 from anyloader.integrations.graphql import AnyioExecutor
 
-#: By a part of the test's name: why it fails on asyncio.
-INTENDED = {
-    "::suppresses_sibling_errors_after_a_non_null_error_bubbles": (
-        "counts ticks: it wants a sibling to be still pending three ticks after the field that failed; "
-        "here it was cancelled before that"
-    ),
+_ORDER = "wants errors in the order in which they come on asyncio; under trio they are sorted"
+_SIBLING = "wants the error of a sibling that failed later; here it was cancelled before"
+
+#: By backend and line, and by a part of the test's name: why it fails.
+INTENDED: dict[tuple[str, str], dict[str, str]] = {
+    ("asyncio", "3.3"): {
+        "::suppresses_sibling_errors_after_a_non_null_error_bubbles": (
+            "counts ticks: it wants a sibling to be pending still three ticks after a field failed; "
+            "here it was cancelled before"
+        ),
+    },
+    ("trio", "3.3"): {
+        "::describe_nulls_a_complex_tree_of_nullable_fields_each::throws": _ORDER,
+        "::nullable_and_non_nullable_root_fields_throw_nested_errors": _ORDER,
+        "::nullable_and_non_nullable_nested_fields_throw_nested_errors": _ORDER,
+    },
+    ("asyncio", "3.2"): {
+        "::slower_nullable_after_non_nullable_root_field": _SIBLING,
+        "::slower_nullable_after_non_nullable_nested_field": _SIBLING,
+    },
+    ("trio", "3.2"): {
+        "::slower_nullable_after_non_nullable_root_field": _SIBLING,
+        "::slower_nullable_after_non_nullable_nested_field": _SIBLING,
+    },
 }
 
-#: By a part of the test's name: why it is left out under trio.
+_INCREMENTAL = "@defer and @stream are not supported under trio"
+_SUBSCRIPTION = "graphql-core executes subscriptions with asyncio"
+
+#: By line, and by a part of the test's name: why it is left out under trio.
 NOT_UNDER_TRIO = {
-    "/execution/incremental/": "@defer and @stream are not supported under trio",
-    "::throws_if_encountering_async_iterable_execution": "uses @defer",
+    "3.3": {
+        "/execution/incremental/": _INCREMENTAL,
+        "::throws_if_encountering_async_iterable_execution": _INCREMENTAL,
+    },
+    "3.2": {"/test_map_async_iterator.py": _SUBSCRIPTION, "/test_subscribe.py": _SUBSCRIPTION},
 }
+
+LINE = graphql.version[:3]
 
 #: What graphql-core made with asyncio.
 ASYNCIO_PARTS = ("graphql.pyutils.simple_pub_sub", "graphql.pyutils.abort_signal")
@@ -56,9 +84,15 @@ class Plugin:
         self.passed: list[str] = []
         self.left_out: dict[str, list[str]] = {}
 
-    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        if "anyio_backend" in metafunc.fixturenames:
-            metafunc.parametrize("anyio_backend", [self.backend])
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> bool | None:
+        if not iscoroutinefunction(pyfuncitem.obj):
+            return None
+        arguments = {
+            name: pyfuncitem.funcargs[name] for name in signature(pyfuncitem.obj).parameters
+        }
+        anyio.run(partial(pyfuncitem.obj, **arguments), backend=self.backend)
+        return True
 
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]
@@ -75,11 +109,9 @@ class Plugin:
         items[:] = kept
 
     def _reason(self, item: pytest.Item) -> str | None:
-        for part, reason in NOT_UNDER_TRIO.items():
+        for part, reason in NOT_UNDER_TRIO[LINE].items():
             if part in item.nodeid:
                 return reason
-        if item.get_closest_marker("asyncio") is not None:
-            return "run by pytest-asyncio"
         if uses_asyncio(getattr(item, "function", None), set()):
             return "uses asyncio itself"
         return None
@@ -173,8 +205,9 @@ def main() -> int:
         plugin = Plugin(options.backend)
         arguments = [
             *("--rootdir", str(folder), "-c", str(folder / "pyproject.toml")),
-            *("-o", "addopts=", "-o", "python_classes=PyTest*", "-o", "asyncio_mode=strict"),
-            *("-p", "no:cacheprovider", "-q", "--tb=short"),
+            *("-o", "addopts=", "-o", "python_classes=PyTest*"),
+            *("-p", "no:asyncio", "-p", "no:anyio", "-p", "no:cacheprovider", "-q", "--tb=short"),
+            *("-W", "ignore::pytest.PytestUnknownMarkWarning"),
             str(folder / "tests" / "execution"),
             *rest,
         ]
@@ -184,7 +217,7 @@ def main() -> int:
 
 
 def report(plugin: Plugin) -> int:
-    intended = INTENDED if plugin.backend == "asyncio" else {}
+    intended = INTENDED[plugin.backend, LINE]
     unexpected = {}
     met = set()
     for name, message in plugin.failed.items():

@@ -39,6 +39,10 @@ def decorated(fn: Callable[[list[int]], Awaitable[list[int]]]) -> Any:
     return wrapper
 
 
+def blocking_tens(keys: list[int]) -> list[int]:
+    return [key * 10 for key in keys]
+
+
 class Repository:
     async def fetch(self, keys: list[int]) -> list[int]:
         return await tens(keys)
@@ -91,7 +95,7 @@ CALLABLES: dict[str, Any] = {
     "partial of an async generator function": partial(tens_as_stream),
     "object whose __call__ is an async generator": Streaming(),
     "lambda that returns an async generator": lambda keys: tens_as_stream(keys),
-    "in_thread": in_thread(lambda keys: [key * 10 for key in keys]),
+    "in_thread": in_thread(blocking_tens),
 }
 
 

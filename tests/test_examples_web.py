@@ -49,7 +49,7 @@ def test_web(name: str) -> None:
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_worker(backend: str) -> None:
     pytest.importorskip(backend)
-    command = [sys.executable, EXAMPLES / "worker.py", "--backend", backend]
+    command = [sys.executable, str(EXAMPLES / "worker.py"), "--backend", backend]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout.splitlines() == [

@@ -119,7 +119,9 @@ def test_importing_the_package_imports_nothing_else() -> None:
         "import sys, anyio.lowlevel, anyio.to_thread; before = set(sys.modules);"
         "import anyloader; print(*(set(sys.modules) - before), sep='\\n')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]
+    # in the folder of the very package that is tested, which Python then looks at first
+    done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
     new = done.stdout.split()
     assert "anyloader._loader" in new
     tops = {name.split(".")[0] for name in new}

@@ -15,7 +15,8 @@ __all__ = ("LoaderScopeMiddleware",)
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
+# Frameworks have types of their own for these three, which exclude one another.
+App = Callable[[Any, Any, Any], Awaitable[None]]
 
 #: Messages of an application after which there are no more, unless they say so.
 _LAST = {
@@ -50,7 +51,7 @@ class LoaderScopeMiddleware:
         self._app = app
         self._cancel_on_disconnect = cancel_on_disconnect
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
         elif not self._cancel_on_disconnect:

@@ -1,0 +1,519 @@
+"""graphql-core as it is on asyncio, and with `AnyioExecutor` on every backend."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+graphql = pytest.importorskip("graphql")
+
+from anyloader import DataLoader, LoaderClosedError  # noqa: E402
+from anyloader.integrations.graphql import AnyioExecutor  # noqa: E402
+from support import Recorder, run_seeds, wait_all_tasks_blocked  # noqa: E402
+
+pytestmark = pytest.mark.anyio
+
+IS_3_3 = hasattr(graphql, "Executor")
+on_asyncio = pytest.mark.only_on("asyncio")
+on_trio = pytest.mark.only_on("trio")
+only_3_3 = pytest.mark.skipif(not IS_3_3, reason="new in graphql-core 3.3")
+
+SCHEMA = graphql.build_schema(
+    """
+    type Query { a: Item, b: Item, items: [Item], must: [Item!], number: Int, any: Thing }
+    type Mutation { first: Int, second: Int, third: Int }
+    type Item implements Thing { boom: Int!, x: Int, y: Int, items: [Item] }
+    type Other implements Thing { x: Int }
+    interface Thing { x: Int }
+    """
+)
+
+
+async def execute(
+    query: str, root: object, *, stock: bool = False, schema: Any = SCHEMA, **options: Any
+) -> Any:
+    if not stock:
+        options["executor_class" if IS_3_3 else "execution_context_class"] = AnyioExecutor
+    result = graphql.execute(schema, graphql.parse(query), root, **options)
+    return await result if graphql.pyutils.is_awaitable(result) else result
+
+
+def outcome(result: Any) -> tuple[Any, list[tuple[str, list[str | int] | None]]]:
+    return result.data, sorted((error.message, error.path) for error in result.errors or ())
+
+
+async def number(_info: object) -> int:
+    await checkpoint()
+    return 1
+
+
+async def fail(_info: object) -> int:
+    await checkpoint()
+    raise ValueError("boom")
+
+
+# --- Queries and mutations ---
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("{number}", {"number": 1}),
+        ("{a{x y} b{x}}", {"a": {"x": 1, "y": 1}, "b": {"x": 1}}),
+        ("{items{x y}}", {"items": [{"x": 1, "y": 1}] * 3}),
+        ("{must{items{x}}}", {"must": [{"items": [{"x": 1}] * 3}] * 3}),
+        ("{any{x ... on Item{y}}}", {"any": {"x": 1, "y": 1}}),
+    ],
+)
+async def test_fields_and_lists_are_awaited(query: str, expected: object) -> None:
+    class Item:
+        x = y = staticmethod(number)
+        __typename = "Item"
+
+        async def items(self, _info: object) -> list[Item]:
+            await checkpoint()
+            return [Item(), Item(), Item()]
+
+        async def __call__(self, _info: object) -> Item:
+            await checkpoint()
+            return self
+
+    item = Item()
+    root = {"a": item, "b": item, "items": item.items, "must": [item] * 3, "any": item}
+    assert await execute(query, {**root, "number": number}) == (expected, None)
+
+
+async def test_awaitable_items_of_a_list_are_awaited() -> None:
+    async def item(x: int) -> dict[str, int]:
+        await checkpoint()
+        return {"x": x}
+
+    root = {"items": lambda _info: [item(1), {"x": 2}, item(3)]}
+    assert await execute("{items{x}}", root) == ({"items": [{"x": x} for x in (1, 2, 3)]}, None)
+
+
+async def test_async_iterables_are_lists() -> None:
+    async def items(_info: object) -> AsyncIterator[dict[str, Any]]:
+        for _ in range(3):
+            await checkpoint()
+            yield {"x": number}
+
+    result = await execute("{items{x}}", {"items": items})
+    assert result == ({"items": [{"x": 1}] * 3}, None)
+
+
+async def test_async_is_type_of_decides_about_an_abstract_type() -> None:
+    def asks(kind: str) -> Callable[[dict[str, str], object], Awaitable[bool]]:
+        async def is_type_of(value: dict[str, str], _info: object) -> bool:
+            await checkpoint()
+            return value["kind"] == kind
+
+        return is_type_of
+
+    schema = graphql.build_schema(graphql.print_schema(SCHEMA))
+    for kind in ("Item", "Other"):
+        schema.type_map[kind].is_type_of = asks(kind)
+    for kind in ("Item", "Other"):
+        root = {"any": {"kind": kind, "x": 5}}
+        result = await execute("{any{__typename x}}", root, schema=schema)
+        assert result == ({"any": {"__typename": kind, "x": 5}}, None)
+
+
+async def test_an_async_type_resolver_decides_about_an_abstract_type() -> None:
+    async def resolve_type(_value: object, _info: object, _type: object) -> str:
+        await checkpoint()
+        return "Other"
+
+    result = await execute("{any{__typename}}", {"any": {}}, type_resolver=resolve_type)
+    assert result == ({"any": {"__typename": "Other"}}, None)
+
+
+async def test_fields_run_at_the_same_time() -> None:
+    async def meet(_info: object) -> int:
+        nonlocal there
+        there += 1
+        if there == 4:
+            all_there.set()
+        await all_there.wait()
+        return there
+
+    there, all_there = 0, anyio.Event()
+    root = {"a": {"x": meet, "y": meet}, "items": [{"x": meet}, {"x": meet}]}
+    with anyio.fail_after(5):
+        result = await execute("{a{x y} items{x}}", root)
+    assert result.errors is None
+
+
+async def test_a_mutation_runs_one_field_after_the_other() -> None:
+    def resolver(name: str) -> Callable[[object], Awaitable[int]]:
+        async def resolve(_info: object) -> int:
+            events.append(f"{name} starts")
+            await checkpoint()
+            events.append(f"{name} ends")
+            return len(events)
+
+        return resolve
+
+    events: list[str] = []
+    names = ["first", "second", "third"]
+    if not IS_3_3:
+        names = ["first"]  # 3.2 makes the coroutines of all fields first; the order is as promised
+    root = {name: resolver(name) for name in names}
+    await execute(f"mutation {{{' '.join(names)}}}", root)
+    assert events == [f"{name} {event}" for name in names for event in ("starts", "ends")]
+
+
+@only_3_3
+async def test_resolvers_gather_with_the_helper_of_graphql_core() -> None:
+    async def resolve(info: Any) -> int:
+        return sum(await info.async_helpers.gather([number(info), number(info)]))
+
+    assert await execute("{number}", {"number": resolve}) == ({"number": 2}, None)
+
+
+async def test_an_operation_in_a_resolver_is_executed_too() -> None:
+    async def resolve(_info: object) -> int:
+        result = await execute("{a{x y}}", {"a": {"x": number, "y": number}})
+        return sum(result.data["a"].values())
+
+    root = {"a": {"x": resolve, "y": resolve}}
+    assert await execute("{a{x y}}", root) == ({"a": {"x": 2, "y": 2}}, None)
+
+
+# --- Errors ---
+
+
+@pytest.mark.parametrize("stock", [False, pytest.param(True, marks=on_asyncio)])
+async def test_a_failing_sibling_leaves_the_load_of_a_shared_key_alone(stock: bool) -> None:
+    fetch = Recorder[int, int](lambda key: key * 10)
+    async with DataLoader(fetch) as loader:
+
+        async def load(_info: object) -> int:
+            return await loader.load(1)
+
+        for x in (load, lambda _info: loader.load(1)):
+            loader.clear(1)
+            root = {"a": {"boom": fail, "x": x}, "b": {"boom": number, "x": x}}
+            result = await execute("{a{boom x} b{boom x}}", root, stock=stock)
+            assert outcome(result) == (
+                {"a": None, "b": {"boom": 1, "x": 10}},
+                [("boom", ["a", "boom"])],
+            )
+    assert fetch.calls == [[1], [1]]
+
+
+@pytest.mark.parametrize("stock", [False, pytest.param(True, marks=on_asyncio)])
+async def test_errors_come_out_as_they_were_raised(stock: bool) -> None:
+    error = ValueError("boom")
+
+    async def raise_it(_info: object) -> int:
+        await checkpoint()
+        raise error
+
+    root = {"a": {"x": raise_it, "y": number, "items": [{"boom": raise_it, "x": number}]}}
+    result = await execute("{a{x y items{boom x}}}", root, stock=stock)
+    assert outcome(result) == (
+        {"a": {"x": None, "y": 1, "items": [None]}},
+        [("boom", ["a", "items", 0, "boom"]), ("boom", ["a", "x"])],
+    )
+    assert all(found.original_error is error for found in result.errors)
+
+
+async def test_a_failed_non_null_field_cancels_its_siblings_and_waits_for_them() -> None:
+    async def sleep(_info: object) -> int:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            events.append("cancelled")
+            with anyio.CancelScope(shield=True):
+                await checkpoint()
+            events.append("cleaned up")
+        return 0
+
+    events: list[str] = []
+    root = {"a": {"boom": fail, "x": sleep}, "number": number}
+    result = await execute("{a{boom x} number}", root)
+    assert outcome(result) == ({"a": None, "number": 1}, [("boom", ["a", "boom"])])
+    assert events == ["cancelled", "cleaned up"]
+
+
+async def test_a_failed_batch_function_fails_the_fields_that_load_from_it() -> None:
+    async def fetch(keys: list[int]) -> list[int]:
+        await checkpoint()
+        raise OSError("no database")
+
+    async with DataLoader(fetch) as loader:
+        root = {"items": [{"x": lambda _info: loader.load(1), "y": number}] * 2}
+        result = await execute("{items{x y}}", root)
+    assert outcome(result) == (
+        {"items": [{"x": None, "y": 1}] * 2},
+        [("no database", ["items", 0, "x"]), ("no database", ["items", 1, "x"])],
+    )
+
+
+async def test_a_load_from_a_closed_scope_is_an_error_in_the_response() -> None:
+    async with DataLoader(Recorder[int, int](lambda key: key)) as loader:
+        pending = loader.load(1)
+    root = {"a": {"x": lambda _info: loader.load(2), "y": lambda _info: pending}, "number": number}
+    with anyio.fail_after(5):
+        result = await execute("{a{x y} number}", root)
+    assert result.data == {"a": {"x": None, "y": None}, "number": 1}
+    assert len(result.errors) == 2
+    assert isinstance(
+        next(e for e in result.errors if e.path[-1] == "x").original_error, LoaderClosedError
+    )
+
+
+async def test_nothing_that_a_sibling_failed_before_is_left_behind() -> None:
+    """A field that fails at once leaves awaitables of others behind, which nobody awaits."""
+
+    def fail_at_once(_info: object) -> int:
+        raise ValueError("boom")
+
+    if not IS_3_3:
+        pytest.skip("3.2 itself leaves them behind")
+    root = {"a": {"x": number, "y": number, "boom": fail_at_once}, "number": number}
+    result = await execute("{a{x y boom} number}", root)
+    assert outcome(result) == ({"a": None, "number": 1}, [("boom", ["a", "boom"])])
+    await wait_all_tasks_blocked()
+
+
+def test_errors_are_in_the_same_order_every_time(shuffled_backend: str) -> None:
+    async def paths() -> list[Any]:
+        root = {"items": [{"x": fail, "y": fail}] * 3}
+        result = await execute("{items{x y}}", root)
+        return [error.path for error in result.errors]
+
+    assert run_seeds(shuffled_backend, range(30), paths)
+
+
+# --- Cancellation ---
+
+
+async def test_a_cancelled_operation_cancels_its_resolvers_and_no_shared_load() -> None:
+    cancelled: list[str] = []
+
+    def waits(name: str) -> Callable[[object], Awaitable[int]]:
+        async def resolve(_info: object) -> int:
+            try:
+                return await loader.load(1)
+            except anyio.get_cancelled_exc_class():
+                cancelled.append(name)
+                raise
+
+        return resolve
+
+    gate = anyio.Event()
+    fetch = Recorder[int, int](lambda key: key, gate=gate)
+    async with DataLoader(fetch) as loader, anyio.create_task_group() as tg:
+        other: list[int] = []
+
+        async def load() -> None:
+            other.append(await loader.load(1))
+
+        tg.start_soon(load)
+        with anyio.CancelScope() as scope:
+            tg.start_soon(cancel_when_blocked, scope)
+            await execute("{a{x y} number}", {"a": {"x": waits("x"), "y": waits("y")}, "number": 1})
+        assert scope.cancelled_caught
+        assert sorted(cancelled) == ["x", "y"]
+        gate.set()
+    assert other == [1]
+    assert fetch.calls == [[1]]
+
+
+async def cancel_when_blocked(scope: anyio.CancelScope) -> None:
+    await wait_all_tasks_blocked()
+    scope.cancel()
+
+
+async def test_a_timeout_in_a_resolver_is_an_error_of_its_field() -> None:
+    async def resolve(_info: object) -> int:
+        with anyio.fail_after(0):
+            await anyio.sleep_forever()
+        return 1
+
+    result = await execute("{a{x y}}", {"a": {"x": resolve, "y": number}})
+    assert result.data == {"a": {"x": None, "y": 1}}
+    assert isinstance(result.errors[0].original_error, TimeoutError)
+
+
+@on_asyncio
+async def test_a_resolver_cancelled_by_others_is_an_error_and_no_cancellation() -> None:
+    import asyncio
+
+    future = asyncio.get_running_loop().create_future()
+
+    async def resolve(_info: object) -> object:
+        return await future
+
+    async def cancel(_info: object) -> int:
+        await checkpoint()
+        future.cancel()
+        return 1
+
+    root = {"a": {"x": resolve, "y": number}, "number": cancel}
+    result = await execute("{a{x y} number}", root)
+    precise = IS_3_3 and sys.version_info >= (3, 11)
+    path = ["a", "x"] if precise else ["a"]
+    assert result.data == {"a": {"x": None, "y": 1} if precise else None, "number": 1}
+    assert [error.path for error in result.errors] == [path]
+    assert "was cancelled" in result.errors[0].message
+
+
+@on_asyncio
+async def test_cancelling_the_task_of_an_operation_cancels_the_operation() -> None:
+    import asyncio
+
+    async def sleep(_info: object) -> None:
+        await anyio.sleep_forever()
+
+    for query in ("{number}", "{number a{x y}}"):
+        root = {"number": sleep, "a": {"x": sleep, "y": sleep}}
+        task = asyncio.create_task(execute(query, root))
+        await wait_all_tasks_blocked()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_an_interrupt_comes_out_bare() -> None:
+    class Stop(BaseException):
+        pass
+
+    async def stop(_info: object) -> int:
+        await checkpoint()
+        raise Stop
+
+    with pytest.raises(Stop):
+        await execute("{a{x y} number}", {"a": {"x": stop, "y": number}, "number": number})
+
+
+# --- What is not supported ---
+
+
+def run_by_nobody(awaitable: Any) -> object:
+    """Run what never waits without any event loop."""
+    try:
+        awaitable.send(None)
+    except StopIteration as stop:
+        return stop.value
+    raise AssertionError("it waits")
+
+
+def test_without_a_known_event_loop_there_is_an_error_in_the_response() -> None:
+    async def at_once(_info: object) -> int:
+        return 1
+
+    root = {"a": {"x": at_once, "y": at_once}}
+    result: Any = run_by_nobody(execute("{a{x y}}", root))
+    assert result.data == {"a": None}
+    assert "asyncio and trio only" in result.errors[0].message
+
+
+def test_what_awaits_nothing_needs_no_event_loop() -> None:
+    result = graphql.graphql_sync(
+        SCHEMA,
+        "{number}",
+        {"number": 1},
+        **{"executor_class" if IS_3_3 else "execution_context_class": AnyioExecutor},
+    )
+    assert result == ({"number": 1}, None)
+
+
+@only_3_3
+@on_trio
+@pytest.mark.parametrize(
+    ("query", "directive"),
+    [
+        ("{... @defer {number}}", "@defer"),
+        ("{a {... @defer {x}}}", "@defer"),
+        ("{items @stream(initialCount: 1) {x}}", "@stream"),
+    ],
+)
+async def test_incremental_delivery_is_refused_under_trio(query: str, directive: str) -> None:
+    root = {"a": {"x": number}, "items": [{"x": number}] * 3, "number": number}
+    result = graphql.experimental_execute_incrementally(
+        SCHEMA, graphql.parse(query), root, executor_class=AnyioExecutor
+    )
+    if graphql.pyutils.is_awaitable(result):
+        result = await result
+    assert f"{directive} is not supported under trio" in result.errors[0].message
+
+
+@only_3_3
+@on_asyncio
+async def test_incremental_delivery_is_as_ever_under_asyncio() -> None:
+    result: Any = graphql.experimental_execute_incrementally(
+        SCHEMA,
+        graphql.parse("{number ... @defer {a{x y}}}"),
+        {"a": {"x": number, "y": number}, "number": number},
+        executor_class=AnyioExecutor,
+    )
+    result = await result
+    assert result.initial_result.data == {"number": 1}
+    later = [patch.incremental[0].data async for patch in result.subsequent_results]
+    assert later == [{"a": {"x": 1, "y": 1}}]
+
+
+@only_3_3
+async def test_an_abort_signal_is_refused_under_trio_only(anyio_backend_name: str) -> None:
+    signal = graphql.pyutils.AbortController().signal
+    result = await execute("{a{x y}}", {"a": {"x": number, "y": number}}, abort_signal=signal)
+    if anyio_backend_name == "trio":
+        assert "abort_signal is not supported under trio" in result.errors[0].message
+    else:
+        assert result == ({"a": {"x": 1, "y": 1}}, None)
+
+
+@only_3_3
+async def test_events_of_a_subscription_are_executed() -> None:
+    schema = graphql.build_schema(
+        "type Query { x: Int } type Subscription { tick: Tick } type Tick { x: Int y: Int }"
+    )
+
+    async def ticks(_info: object) -> AsyncIterator[object]:
+        for _ in range(2):
+            await checkpoint()
+            yield {"tick": {"x": number, "y": number}}
+
+    document = graphql.parse("subscription {tick{x y}}")
+    stream: Any = graphql.subscribe(
+        schema, document, {"tick": ticks}, executor_class=AnyioExecutor
+    )
+    assert [result async for result in stream] == [({"tick": {"x": 1, "y": 1}}, None)] * 2
+
+
+def test_an_import_is_refused_where_graphql_core_differs() -> None:
+    code = """
+import graphql.execution as execution
+core = getattr(execution, "Executor", None) or execution.ExecutionContext
+{change}
+import anyloader.integrations.graphql
+"""
+    gather = "gather_with_cancel" if IS_3_3 else "gather"
+    changes = [
+        "",
+        f"def other(self): return {gather}()\n{{core}}.other = other",
+        "def other(self): pass\n{core}.execute_fields = other",
+        "del {core}.execute_fields",
+    ]
+    outcomes = []
+    for change in changes:
+        run = subprocess.run(
+            [sys.executable, "-c", code.format(change=change.format(core="core"))],
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        outcomes.append((run.stderr.strip().splitlines() or [""])[-1])
+    expected = rf"ImportError: graphql-core {re.escape(graphql.version)} is not supported by .*"
+    assert outcomes[0] == ""
+    assert all(re.fullmatch(expected, message) for message in outcomes[1:]), outcomes

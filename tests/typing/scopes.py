@@ -1,0 +1,118 @@
+# mypy: disable-error-code="empty-body"
+"""Type-checked, not run: the types of scopes and ``@batch_loader``, and what frameworks take."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from fastapi import FastAPI
+from litestar import Litestar
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.types import Receive, Scope, Send
+
+from anyloader import (
+    BatchLoader,
+    DataLoader,
+    LoaderScope,
+    LoaderStatistics,
+    LoadHandle,
+    LoadManyHandle,
+    batch_loader,
+    current_scope,
+    schedules,
+)
+from anyloader.integrations.asgi import LoaderScopeMiddleware
+
+if TYPE_CHECKING:
+    from typing_extensions import assert_type
+
+T = TypeVar("T")
+
+
+class User:
+    name = ""
+
+
+@batch_loader
+async def listed(ids: list[int]) -> list[User]: ...
+
+
+@batch_loader(max_batch_size=100, schedule=schedules.window(0.1), cache_errors=False, name="users")
+async def mapped(ids: list[int]) -> dict[int, User]: ...
+
+
+@batch_loader(on_missing=KeyError)
+async def with_errors(ids: list[str]) -> list[User | Exception]: ...
+
+
+@batch_loader(cache=False)
+async def streamed(ids: list[int]) -> AsyncGenerator[tuple[int, User], None]:
+    yield 1, User()
+
+
+async def plain(ids: list[int]) -> list[User]: ...
+
+
+class Users(DataLoader[int, User]):
+    def by_name(self, name: str) -> LoadHandle[User]: ...
+
+
+class Table(DataLoader[int, T], Generic[T]): ...
+
+
+class Database:
+    async def users(self, ids: list[int]) -> dict[int, User]: ...
+
+
+def types_follow_from_the_function() -> None:
+    assert_type(listed, BatchLoader[int, User])
+    assert_type(mapped, BatchLoader[int, User])
+    assert_type(with_errors, BatchLoader[str, User])
+    assert_type(streamed, BatchLoader[int, User])
+    assert_type(mapped.load(1), LoadHandle[User])
+    assert_type(mapped.load_many([1]), LoadManyHandle[User])
+    assert_type(mapped.peek(1), LoadHandle[User] | None)
+    assert_type(mapped.prime(1, User()).prime(2, KeyError()), DataLoader[int, User])
+    assert_type(mapped.make_loader(), DataLoader[int, User])
+
+
+async def a_scope_gives_loaders_of_the_right_type(database: Database) -> None:
+    async with LoaderScope() as scope:
+        assert_type(scope, LoaderScope)
+        assert_type(scope.get(mapped), DataLoader[int, User])
+        assert_type(scope.get(plain), DataLoader[int, User])
+        assert_type(scope.get(database.users), DataLoader[int, User])
+        assert_type(scope.get(Users), Users)
+        assert_type(scope.get(Users).by_name("a"), LoadHandle[User])
+        assert_type(scope.get(Table[User]), Table[User])
+        assert_type(current_scope().get(listed).load(1), LoadHandle[User])
+        assert_type(scope.statistics(), LoaderStatistics)
+        assert_type(await with_errors.load("a"), User)
+        assert_type(await listed.load_many([1, 2]), list[User])
+
+
+async def wrong_code_is_refused(scope: LoaderScope) -> None:
+    listed.load("a")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    with_errors.load(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    listed.prime(1, "a")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    scope.get(mapped).load("a")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    scope.get(1)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    scope.get(int)  # type: ignore[type-var]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    scope.get(Users())  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    batch_loader(max_batch_size="1")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    batch_loader(cache_map={})  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    batch_loader(task_group=None)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    LoaderScope(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def application(scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
+def frameworks_take_the_middleware() -> None:
+    LoaderScopeMiddleware(LoaderScopeMiddleware(application), cancel_on_disconnect=False)
+    Starlette(middleware=[Middleware(LoaderScopeMiddleware, cancel_on_disconnect=False)])
+    FastAPI().add_middleware(LoaderScopeMiddleware)
+    Litestar(middleware=[LoaderScopeMiddleware])
+    LoaderScopeMiddleware(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
