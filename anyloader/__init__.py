@@ -1,6 +1,8 @@
 """The DataLoader for asyncio and trio: many small loads become few calls of a batch function."""
 
+from . import hooks as hooks
 from . import schedules as schedules
+from ._cache import ValueCache as ValueCache
 from ._errors import BatchResultError as BatchResultError
 from ._errors import LoadCancelledError as LoadCancelledError
 from ._errors import LoadDeadlockError as LoadDeadlockError
@@ -30,8 +32,10 @@ __all__ = (
     "LoaderNotOpenError",
     "LoaderScope",
     "LoaderStatistics",
+    "ValueCache",
     "batch_loader",
     "current_scope",
+    "hooks",
     "in_thread",
     "schedules",
 )

@@ -35,9 +35,11 @@ from itertools import chain, compress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ._backend import Waiters, wake_all
+from ._cache import ValueCache
 from ._errors import LoadCancelledError, LoadDeadlockError
 from ._handle import Failure, LoadHandle, LoadManyHandle, failure_of, running_batch
 from ._results import ResultRules, aligned, excerpt, on_missing_value, wrong_result
+from .hooks import BatchCancelled, BatchFailed, BatchFinished, BatchSealed, Hooks
 
 if TYPE_CHECKING:
     from anyio import CancelScope, CapacityLimiter
@@ -65,6 +67,8 @@ class BatchRules(ResultRules, Protocol):
     """What a batch asks of its loader."""
 
     limiter: CapacityLimiter | None
+    value_cache: ValueCache[Any, Any] | None
+    _hooks: Hooks | None
     #: Whether the function is known to be an async generator.
     _streams: bool
 
@@ -74,7 +78,9 @@ class BatchRules(ResultRules, Protocol):
 
     def _evict(self, pairs: Iterable[tuple[Any, LoadHandle[Any]]]) -> None: ...
 
-    def _batch_started(self, keys: int) -> None: ...
+    def _count_call(self, keys: int) -> None: ...
+
+    def _take_deletions(self) -> list[Any]: ...
 
     def _batch_left(self, batch: Batch) -> None: ...
 
@@ -106,6 +112,8 @@ class Batch:
     state: str = OPEN
     #: Why it was sealed: "schedule", "full", "dispatch" or "close".
     reason: str | None = None
+    #: For hooks; 0 where there are none.
+    number: int = 0
     #: How many loads are still wanted. Changed by the loader when it adds a load, by ``share``,
     #: ``join``, ``give_up``, ``revive`` and ``_sift``.
     live: int = 0
@@ -140,6 +148,8 @@ class Batch:
         self.load_manys: dict[LoadManyHandle[Any], None] = {}
         #: load_manys that wait for some entry to settle.
         self.watchers: Waiters = {}
+        #: Cache keys that were cleared since: their values are not to be stored anywhere.
+        self.cleared: set[Any] = set()
 
     # What schedules see (BatchView)
 
@@ -268,19 +278,25 @@ class Batch:
             self._sift(abandoned_too=True)
         if self.schedule_scope is not None:
             self.schedule_scope.cancel()
+        if self.rules._hooks is not None:
+            size = len(self.entries)
+            self.rules._hooks(BatchSealed(self.name, self.number, reason, size))
         if not self.entries:
             self._move("drop")
             self._after_settling()
 
-    def start(self, *, distinct: bool) -> list[Any]:
+    def start(self) -> None:
+        """From now on the batch runs: who gives up all of it cancels its task."""
+        self._move("start")
+
+    def keys_to_send(self, *, distinct: bool) -> list[Any]:
         """
         Return the keys for the batch function.
 
         :param distinct: give each distinct key once; the other entries of a key follow the first
         """
-        self._move("start")
         keys = self.distinct_keys() if distinct else list(self.keys_)
-        self.rules._batch_started(len(keys))
+        self.rules._count_call(len(keys))
         return keys
 
     def distinct_keys(self) -> list[Any]:
@@ -371,6 +387,23 @@ class Batch:
         for index, error in errors:
             self._consider_error(self.cache_keys[index], self.entries[index], error)
         self._after_settling()
+        if self.rules._hooks is not None:
+            self.rules._hooks(BatchFinished(self.name, self.number, len(errors)))
+
+    def settle_some(self, found: Iterable[tuple[Any, LoadHandle[Any]]]) -> None:
+        """Settle some entries by values from elsewhere; the others remain for the function."""
+        for value, entry in found:
+            if entry._batch is not None:
+                self._settle_entry(entry, value)
+        wake_all(self.dispatcher.backend, self.watchers)
+        self._sift(abandoned_too=False)
+        if not self.entries:
+            self._move("settle")
+            self._after_settling()
+            if self.rules._hooks is not None:
+                self.rules._hooks(BatchFinished(self.name, self.number, 0))
+        elif not self.live:
+            self.cancel("all its loads were given up or answered otherwise", None)
 
     def settle_pair(self, pair: object) -> None:
         """
@@ -403,17 +436,23 @@ class Batch:
 
     def settle_rest(self) -> None:
         """The stream has ended: what it did not give is missing."""
+        errors = sum(type(e._value) is Failure for e in self.entries if e._batch is None)
         self._move("settle")
         for key, entry in zip(self.keys_, self.entries):
             if entry._batch is not None:
                 value = on_missing_value(self.rules, key)
+                errors += isinstance(value, Exception)
                 self._settle_entry_by_value(self.rules._cache_key(key), entry, value)
         self._after_settling()
+        if self.rules._hooks is not None:
+            self.rules._hooks(BatchFinished(self.name, self.number, errors))
 
     def fail(self, error: BaseException) -> None:
         """Give every unsettled load this error, and forget these keys."""
         self._move("fail")
         self._fail(Failure(error, error.__traceback__))
+        if self.rules._hooks is not None:
+            self.rules._hooks(BatchFailed(self.name, self.number, error))
 
     def cancel(self, why: str, cause: BaseException | None) -> None:
         """Settle every load as cancelled, forget the keys, and cancel the function."""
@@ -424,6 +463,8 @@ class Batch:
         for scope in (self.schedule_scope, self.worker_scope):
             if scope is not None:
                 scope.cancel()
+        if self.rules._hooks is not None:
+            self.rules._hooks(BatchCancelled(self.name, self.number, why))
 
     def take_out(self, entry: LoadHandle[Any], outcome: Any) -> bool:
         """Settle an entry that is still queued by a value from elsewhere; say if that was so."""

@@ -1,13 +1,38 @@
-"""What the cache and the keys of a loader demand of each other."""
+"""The cache rules over a ``MutableMapping``, and the protocol of the cache behind it."""
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
-from typing import Any
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from ._results import excerpt
 
-__all__ = ("evict", "unhashable")
+__all__ = ("ValueCache", "evict", "unhashable")
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class ValueCache(Protocol[K, V]):
+    """
+    A second level of cache, behind the one of a loader and shared between loaders or processes.
+
+    Its keys are cache keys. It is asked once per batch for all keys of it; only what it does not
+    have reaches the batch function, and is stored afterwards, unless it is an error. What it raises
+    is told to the hooks and never fails a load; how long a batch waits for it is its own affair.
+    """
+
+    async def get_many(self, keys: Sequence[K]) -> Mapping[K, V]:
+        """Return the values that it has, and nothing for the other keys; ``None`` is a value."""
+        ...
+
+    async def set_many(self, items: Mapping[K, V]) -> None:
+        """Store these values."""
+        ...
+
+    async def delete_many(self, keys: Sequence[K]) -> None:
+        """Forget these keys, so that no later ``get_many`` has them."""
+        ...
 
 
 def evict(cache: MutableMapping[Any, Any], cache_key: Any, entry: object) -> None:

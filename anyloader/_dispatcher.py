@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Sequence
 from contextvars import Context, ContextVar, copy_context
 from types import CoroutineType, TracebackType, coroutine
 from typing import Any, Final, Protocol
@@ -24,6 +24,7 @@ from anyio import CancelScope
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
+from . import _values
 from ._backend import (
     FOREIGN,
     Backend,
@@ -39,7 +40,8 @@ from ._batch import Batch, BatchRules
 from ._errors import LoaderClosedError
 from ._handle import running_batch
 from ._results import excerpt, wrong_result
-from .schedules import Manual, Polling
+from .hooks import BatchStarted, Hook
+from .schedules import Manual, Polling, quiescent
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -48,6 +50,8 @@ __all__ = ("Dispatcher", "LoaderRules", "ambient", "leave_bare")
 
 #: The dispatcher of the innermost LoaderScope.
 ambient: ContextVar[Dispatcher | None] = ContextVar("anyloader_ambient", default=None)
+
+_WHILE_LEAVING = quiescent()
 
 OPEN: Final = "open"
 CLOSING: Final = "closing"
@@ -82,9 +86,12 @@ class Dispatcher:
     """
     :param task_group: a foreign task group to start tasks in; without one the dispatcher makes its
         own when it is entered
+    :param hooks: added to those of each loader
     """
 
-    def __init__(self, task_group: Any = None) -> None:
+    def __init__(self, task_group: Any = None, hooks: Sequence[Hook] = ()) -> None:
+        #: Of all loaders that run here.
+        self.hooks = tuple(hooks)
         self._group: Any = task_group
         self._owns_group = task_group is None
         #: The scope around this one.
@@ -101,6 +108,8 @@ class Dispatcher:
         #: The batches that are not done, in order of their opening.
         self._outstanding: dict[Batch, None] = {}
         self._workers: set[_Worker] = set()
+        #: How many workers store values.
+        self._storing = 0
         #: At most one worker: it serves a program that loads one thing after the other, and a crowd
         #: is started so rarely that keeping one parked would only hold memory.
         self._idle: list[_Worker] = []
@@ -192,9 +201,13 @@ class Dispatcher:
         """
         Take charge of a new, empty batch.
 
+        While its scope is being left a batch does not wait for a window, an event or a dispatch.
+
         :raises LoaderClosedError: if the task group takes no more tasks; the batch is void then
         """
-        if not (isinstance(batch.schedule, Manual) and self.state is OPEN):
+        if self.state is CLOSING and not isinstance(batch.schedule, Polling):
+            batch.schedule = _WHILE_LEAVING
+        if not isinstance(batch.schedule, Manual):
             self.send(batch)
         self._outstanding[batch] = None
 
@@ -304,9 +317,8 @@ class Dispatcher:
                 await limiter.acquire_on_behalf_of(batch)
                 borrowed = True
             if not batch.is_done:
-                keys = batch.start(distinct=batch.rules._streams)
-                if keys is not None:
-                    await _in_context(self.context.copy(), _call_batch_function(batch, keys))
+                batch.start()
+                await _in_context(self.context.copy(), self._call(batch))
         except Exception as exc:
             exc.__traceback__ = _without_our_frames(exc.__traceback__)
             if not batch.is_done:
@@ -322,6 +334,26 @@ class Dispatcher:
             if borrowed and limiter is not None:
                 limiter.release_on_behalf_of(batch)
         return True
+
+    async def _call(self, batch: Batch) -> None:
+        """Get the values of a batch, in the context of its function."""
+        running_batch.set(batch)
+        rules = batch.rules
+        if rules._hooks is not None:
+            rules._hooks(BatchStarted(batch.name, batch.number, batch.keys))
+        if rules.value_cache is None:
+            await _call_batch_function(batch)
+            return
+        missing = await _values.ask(batch)
+        if not batch.is_done:
+            await _call_batch_function(batch)
+            # Nobody waits for this but the way out, so that the last values are stored too.
+            self._storing += 1
+            try:
+                await _values.store(batch, missing)
+            finally:
+                self._storing -= 1
+                self.reconsider()
 
     @staticmethod
     async def _await_schedule(batch: Batch) -> None:
@@ -400,12 +432,12 @@ class Dispatcher:
                 batch.seal("close")
                 if not has_task:
                     self.send(batch)
-        while self._outstanding:
+        while self._outstanding or self._storing:
             wanted = self._wanted()
             for batch in list(self._outstanding):
                 if batch not in wanted and not batch.is_done:
                     batch.cancel("nobody awaited it when its scope was left", None)
-            if self._outstanding:
+            if self._outstanding or self._storing:
                 await delegate(park(self.backend, self._changed))
 
     def _wanted(self) -> dict[Batch, None]:
@@ -461,9 +493,9 @@ async def leave_bare(group: TaskGroup, leaving: BaseException | None) -> bool:
         raise
 
 
-async def _call_batch_function(batch: Batch, keys: list[Any]) -> None:
+async def _call_batch_function(batch: Batch) -> None:
     rules = batch.rules
-    running_batch.set(batch)
+    keys = batch.keys_to_send(distinct=rules._streams)
     result = rules.batch_load_fn(keys)
     if type(result) is not CoroutineType:
         if isinstance(result, AsyncIterator):

@@ -20,7 +20,7 @@ class LoaderError(Exception):
 
 class LoaderNotOpenError(LoaderError, RuntimeError):
     """
-    Raised by ``load``, ``load_many`` and ``dispatch`` when the loader has nowhere to run.
+    Raised by ``load`` and ``load_many`` when the loader has nowhere to run.
 
     The loader was not entered, has no ``task_group=``, and there is no ambient
     :class:`LoaderScope` to bind to (or the ambient scope is not the one it is bound to).

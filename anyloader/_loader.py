@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import operator
 from collections.abc import (
-    AsyncGenerator,
+    AsyncIterator,
     Awaitable,
     Callable,
     Coroutine,
     Iterable,
     Mapping,
     MutableMapping,
+    Sequence,
 )
 from functools import partial
-from itertools import repeat
+from itertools import count, repeat
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypedDict, TypeVar, cast, overload
 
 from anyio import CapacityLimiter
 
 from ._batch import Batch, new_handle
-from ._cache import evict, unhashable
+from ._cache import ValueCache, evict, unhashable
 from ._dispatcher import Dispatcher, ambient
 from ._errors import LoaderNotOpenError
 from ._handle import NOBODY, Failure, LoadHandle, LoadManyHandle, failure_of, running_batch
 from ._results import log_exception
 from ._statistics import LoaderStatistics
+from .hooks import BatchOpened, Event, Hook, Hooks, LoadHit, LoadQueued
 from .schedules import Manual, Schedule, quiescent
 
 if TYPE_CHECKING:
@@ -55,6 +57,9 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 _new = object.__new__
+#: Of batches, for hooks.
+_numbers = count(1)
+
 _CO_ASYNC_GENERATOR = 0x200
 
 #: Stands for "not given" in the signature below, so that a class attribute can be the default.
@@ -68,28 +73,33 @@ _CLOSED: Any = object()
 MappingFn = Callable[[list[K]], Awaitable[Mapping[Any, V | Exception] | Mapping[Any, V]]]
 IterableFn = Callable[[list[K]], Awaitable[Iterable[V | Exception] | Iterable[V]]]
 StreamFn = Callable[
-    [list[K]], AsyncGenerator[tuple[Any, V | Exception], None] | AsyncGenerator[tuple[Any, V], None]
+    [list[K]], AsyncIterator[tuple[Any, V | Exception]] | AsyncIterator[tuple[Any, V]]
 ]
 
 
-class LoaderOptions(TypedDict, total=False):
-    """The options of a loader that can be stated once for all scopes."""
-
+class _Options(TypedDict, total=False):
     batch: bool
     max_batch_size: int | None
     cache: bool
-    get_cache_key: Callable[[Any], Any] | None
     schedule: Schedule
     defer_hits: bool
     deduplicate: bool
     cache_errors: bool | Callable[[Exception], bool]
-    on_missing: Callable[[Any], Any] | None
     limiter: CapacityLimiter | None
+    value_cache: ValueCache[Any, Any] | None
     name: str
+    hooks: Sequence[Hook]
 
 
-class AllOptions(LoaderOptions, total=False):
-    """Those too that belong to one loader."""
+class LoaderOptions(_Options, total=False):
+    """The options of a loader that can be stated once for all scopes."""
+
+    get_cache_key: Callable[[Any], Any] | None
+    on_missing: Callable[[Any], Any] | None
+
+
+class OwnOptions(_Options, total=False):
+    """The options of a single loader whose types do not follow from its batch function."""
 
     task_group: TaskGroup | None
     cache_map: MutableMapping[Any, LoadHandle[Any]] | None
@@ -130,17 +140,22 @@ class DataLoader(Generic[K, V]):
     :param on_missing: called with a key that a mapping or a stream did not give; returns its value,
         or an exception for the load to raise. ``None`` by default
     :param limiter: bounds how many batch functions run at once; can be shared between loaders
+    :param value_cache: a second level, shared between processes; see :class:`ValueCache`
+    :param hooks: called with what happens; see :mod:`anyloader.hooks`
     :param name: for messages and task names; by default the name of the function or class
     :raises TypeError: if an argument has the wrong type
     :raises ValueError: if ``max_batch_size`` is less than 1
 
-    A subclass can set each of these as a class attribute, which is the default then.
+    A subclass can set each of these, but for ``task_group`` and ``cache_map``, as a class attribute,
+    which is the default then.
 
     **Opening.** A loader runs in its own ``async with``; else in ``task_group``; else in the
     :class:`LoaderScope` that is ambient at its first load, for good. Entering is no checkpoint.
-    Leaving waits for the batches that some task awaits, cancels all others and is a checkpoint; if
-    the body raised or was cancelled, all batches are cancelled, and the exception comes out as it
-    is. If leaving is cancelled, all batches are.
+
+    **Leaving** waits for the batches that some task awaits and cancels all others. It lets other
+    tasks run, but is a checkpoint for cancellation only if it has to wait; if that is cancelled, all
+    batches are. If the body raised or was cancelled, all batches are cancelled, and the exception
+    comes out as it is.
 
     **Threads.** All calls belong in the event loop in which the loader was opened.
     """
@@ -149,26 +164,53 @@ class DataLoader(Generic[K, V]):
     max_batch_size: int | None = None
     cache: bool = True
     get_cache_key: Callable[..., Any] | None = None
-    schedule: Schedule = staticmethod(quiescent())
+    # Any, as subclasses may make it an attribute or a method, and checkers allow the one or the other.
+    schedule: Any = quiescent()
     defer_hits: bool = False
     deduplicate: bool = False
     cache_errors: bool | Callable[..., bool] = True
     on_missing: Callable[..., Any] | None = None
     limiter: CapacityLimiter | None = None
+    value_cache: ValueCache[Any, Any] | None = None
     name: str = ""
+    hooks: Sequence[Hook] = ()
 
     @overload
     def __init__(
-        self, batch_load_fn: MappingFn[K, V], /, **options: Unpack[AllOptions]
+        self,
+        batch_load_fn: MappingFn[K, V],
+        *,
+        get_cache_key: Callable[[K], Any] | None = ...,
+        on_missing: Callable[[K], V | Exception] | None = ...,
+        **options: Unpack[OwnOptions],
     ) -> None: ...
     @overload
     def __init__(
-        self, batch_load_fn: IterableFn[K, V], /, **options: Unpack[AllOptions]
+        self,
+        batch_load_fn: IterableFn[K, V],
+        *,
+        get_cache_key: Callable[[K], Any] | None = ...,
+        on_missing: Callable[[K], V | Exception] | None = ...,
+        **options: Unpack[OwnOptions],
     ) -> None: ...
     @overload
-    def __init__(self, batch_load_fn: StreamFn[K, V], /, **options: Unpack[AllOptions]) -> None: ...
+    def __init__(
+        self,
+        batch_load_fn: StreamFn[K, V],
+        *,
+        get_cache_key: Callable[[K], Any] | None = ...,
+        on_missing: Callable[[K], V | Exception] | None = ...,
+        **options: Unpack[OwnOptions],
+    ) -> None: ...
     @overload
-    def __init__(self, batch_load_fn: None = None, /, **options: Unpack[AllOptions]) -> None: ...
+    def __init__(
+        self,
+        batch_load_fn: None = None,
+        *,
+        get_cache_key: Callable[[Any], Any] | None = ...,
+        on_missing: Callable[[Any], Any] | None = ...,
+        **options: Unpack[OwnOptions],
+    ) -> None: ...
     def __init__(
         self,
         batch_load_fn: Any = None,
@@ -185,7 +227,9 @@ class DataLoader(Generic[K, V]):
         cache_errors: bool | Callable[[Exception], bool] = _default,
         on_missing: Callable[[Any], Any] | None = _default,
         limiter: CapacityLimiter | None = _default,
+        value_cache: ValueCache[Any, Any] | None = _default,
         name: str = _default,
+        hooks: Sequence[Hook] = _default,
     ) -> None:
         given = {
             "batch": batch,
@@ -198,7 +242,9 @@ class DataLoader(Generic[K, V]):
             "cache_errors": cache_errors,
             "on_missing": on_missing,
             "limiter": limiter,
+            "value_cache": value_cache,
             "name": name,
+            "hooks": hooks,
         }
         for option, value in given.items():
             if value is not _default:
@@ -219,6 +265,9 @@ class DataLoader(Generic[K, V]):
             self._cache = {} if cache_map is None else cache_map
         #: Whether what it is cached under is not the key itself.
         self._keyed = self.cache and self.get_cache_key is not None
+        self._hooks: Hooks | None = Hooks(tuple(self.hooks)) if self.hooks else None
+        #: Cache keys to be deleted from the value cache before it is asked again.
+        self._to_delete: dict[Any, None] = {}
         #: The batch that the next key joins.
         self._open: Batch | None = None
         #: Where batches run; set once.
@@ -266,6 +315,12 @@ class DataLoader(Generic[K, V]):
         limiter = self.limiter
         fine = limiter is None or isinstance(limiter, CapacityLimiter)
         check("limiter", limiter, fine, "an anyio.CapacityLimiter or None")
+        methods = ("get_many", "set_many", "delete_many")
+        values = self.value_cache
+        fine = values is None or all(callable(getattr(values, m, None)) for m in methods)
+        check("value_cache", values, fine, f"an object with {', '.join(methods)}, or None")
+        fine = isinstance(self.hooks, (tuple, list)) and all(map(callable, self.hooks))
+        check("hooks", self.hooks, fine, "a sequence of callables")
         fine = cache_map is None or isinstance(cache_map, MutableMapping)
         check("cache_map", cache_map, fine, "a MutableMapping or None")
         most = self.max_batch_size
@@ -278,7 +333,7 @@ class DataLoader(Generic[K, V]):
         self, keys: list[K], /
     ) -> (
         Awaitable[Iterable[V | Exception] | Mapping[Any, V | Exception]]
-        | AsyncGenerator[tuple[Any, V | Exception], None]
+        | AsyncIterator[tuple[Any, V | Exception]]
     ):
         """
         Load many keys at once; to be defined by a subclass that is given no function.
@@ -292,6 +347,8 @@ class DataLoader(Generic[K, V]):
     def _attach(self, dispatcher: Dispatcher) -> None:
         """Run there, for good."""
         self._dispatcher = dispatcher
+        if dispatcher.hooks:
+            self._hooks = Hooks((*self.hooks, *dispatcher.hooks))
         dispatcher.attach(self)
 
     @property
@@ -394,6 +451,8 @@ class DataLoader(Generic[K, V]):
             raise
         if entry is not None:
             batch = entry._batch
+            if self._hooks is not None:
+                self._tell_load(key, batch, shared=True)
             if batch is not None:
                 self._shared += 1
                 return batch.share(entry, key)
@@ -416,6 +475,8 @@ class DataLoader(Generic[K, V]):
             batch.cache_keys.append(cache_key)
         if running_batch.get() is not None:
             batch.note_origin()
+        if self._hooks is not None:
+            self._tell_load(key, batch, shared=False)
         if self._most is not None and batch.size >= self._most:
             self._seal(batch, "full")
         return entry
@@ -430,6 +491,8 @@ class DataLoader(Generic[K, V]):
             entry = None if batch is None else batch.find(cache_key)
             if entry is not None:
                 self._shared += 1
+                if self._hooks is not None:
+                    self._tell_load(key, batch, shared=True)
                 if many is None:
                     return cast(Batch, batch).share(entry, key)
                 cast(Batch, batch).join(many)
@@ -454,8 +517,20 @@ class DataLoader(Generic[K, V]):
             batch.cache_keys.append(cache_key)
         batch.entries.append(entry)
         batch.note_origin()
+        if self._hooks is not None:
+            self._tell_load(key, batch, shared=False)
         if self._most is not None and batch.size >= self._most:
             self._seal(batch, "full")
+
+    def _tell_load(self, key: K, batch: Batch | None, *, shared: bool) -> None:
+        if batch is None:
+            self._tell(LoadHit(self.name, key))
+        else:
+            self._tell(LoadQueued(self.name, key, batch.number, shared))
+
+    def _tell(self, event: Event) -> None:
+        if self._hooks is not None:
+            self._hooks(event)
 
     def _open_batch(self) -> Batch:
         dispatcher = cast(Dispatcher, self._dispatcher)
@@ -463,6 +538,9 @@ class DataLoader(Generic[K, V]):
         # First a task, then a key: a group that takes no more tasks leaves no trace.
         dispatcher.open(batch)
         self._open = batch
+        if self._hooks is not None:
+            batch.number = next(_numbers)
+            self._hooks(BatchOpened(self.name, batch.number))
         return batch
 
     def _seal(self, batch: Batch, reason: str) -> None:
@@ -552,12 +630,16 @@ class DataLoader(Generic[K, V]):
                     batch.cache_keys.append(cache_key)
                 entries.append(entry)
                 misses += 1
+                if self._hooks is not None:
+                    self._tell_load(key, batch, shared=False)
                 room -= 1
                 if not room:
                     self._seal(batch, "full")
                     batch = None
                 continue
             pending = entry._batch
+            if self._hooks is not None:
+                self._tell_load(key, pending, shared=True)
             if pending is not None:
                 shared += 1
                 if pending is not batch:
@@ -609,6 +691,8 @@ class DataLoader(Generic[K, V]):
             cache_key = self._cache_key(key)
             self._refuse_unhashable(key, cache_key)
             self._cache.pop(cache_key, None)
+            if self.value_cache is not None:
+                self._delete_values([cache_key])
         return self
 
     def clear_many(self, keys: Iterable[K]) -> Self:
@@ -625,7 +709,16 @@ class DataLoader(Generic[K, V]):
 
     def _forget_all(self) -> None:
         if self._cache is not None:
+            if self.value_cache is not None:
+                self._delete_values(list(self._cache))
             self._cache.clear()
+
+    def _delete_values(self, cache_keys: list[Any]) -> None:
+        """Let the next batch delete these, and those on their way not store them."""
+        self._to_delete.update(dict.fromkeys(cache_keys))
+        if self._dispatcher is not None:
+            for batch in self._dispatcher.batches_of(self):
+                batch.cleared.update(cache_keys)
 
     def prime(self, key: K, value: V | Exception, *, force: bool = False) -> Self:
         """
@@ -739,9 +832,14 @@ class DataLoader(Generic[K, V]):
             except Exception:
                 log_exception(f"cache_map of {self.name} raised, and may hold a stale key")
 
-    def _batch_started(self, keys: int) -> None:
+    def _count_call(self, keys: int) -> None:
         self._batches += 1
         self._keys += keys
+
+    def _take_deletions(self) -> list[Any]:
+        taken = list(self._to_delete)
+        self._to_delete.clear()
+        return taken
 
     def _batch_left(self, batch: Batch) -> None:
         """``batch`` takes no more keys."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar, Token
 from functools import update_wrapper
 from types import TracebackType
@@ -13,6 +13,7 @@ from ._errors import LoaderNotOpenError
 from ._handle import LoadHandle, LoadManyHandle
 from ._loader import DataLoader, IterableFn, LoaderOptions, MappingFn, StreamFn
 from ._statistics import LoaderStatistics
+from .hooks import Hook
 
 if TYPE_CHECKING:
     import sys
@@ -52,10 +53,14 @@ class LoaderScope:
 
     :param task_group: an anyio ``TaskGroup``, a trio ``Nursery`` or an ``asyncio.TaskGroup`` to run
         in, instead of a task group of its own
-    :raises TypeError: if ``task_group`` is none of these
+    :param hooks: called with what all loaders of the scope do, after each one's own hooks
+    :raises TypeError: if ``task_group`` is none of these, or ``hooks`` no sequence of callables
     """
 
-    def __init__(self, task_group: TaskGroup | None = None) -> None:
+    def __init__(self, task_group: TaskGroup | None = None, *, hooks: Sequence[Hook] = ()) -> None:
+        if not isinstance(hooks, (tuple, list)) or not all(map(callable, hooks)):
+            raise TypeError(f"hooks must be a sequence of callables, not {hooks!r}")
+        self._hooks = hooks
         self._dispatcher: Dispatcher | None = None
         self._task_group = task_group
         if task_group is not None:
@@ -71,7 +76,7 @@ class LoaderScope:
             raise RuntimeError(
                 "a LoaderScope can be entered once; make a new one for each request, job or message"
             )
-        self._dispatcher = dispatcher = Dispatcher(self._task_group)
+        self._dispatcher = dispatcher = Dispatcher(self._task_group, self._hooks)
         self._bound = dispatcher.loaders
         self._reset = (ambient.set(dispatcher), _current.set(self))
         await dispatcher.enter()

@@ -59,6 +59,7 @@ class BatchView(Protocol):
         ...
 
 
+#: Any async function of one :class:`BatchView`.
 Schedule = Callable[[BatchView], Awaitable[object]]
 
 
@@ -70,7 +71,7 @@ class Polling:
     that became full.
     """
 
-    async def __call__(self, batch: BatchView) -> None:
+    async def __call__(self, batch: BatchView, /) -> None:
         raise NotImplementedError
 
 
@@ -81,7 +82,7 @@ class _Quiescent(Polling):
     def __repr__(self) -> str:
         return f"quiescent(max_rounds={self._max_rounds})"
 
-    async def __call__(self, batch: BatchView) -> None:
+    async def __call__(self, batch: BatchView, /) -> None:
         seen = batch.added
         quiet = 0
         for _ in range(self._max_rounds):
@@ -105,7 +106,7 @@ class _Rounds(Polling):
     def __repr__(self) -> str:
         return f"rounds({self._n})"
 
-    async def __call__(self, batch: BatchView) -> None:
+    async def __call__(self, batch: BatchView, /) -> None:
         for _ in range(self._n):
             await checkpoint()
             if not batch.is_open:
@@ -119,7 +120,7 @@ class _Window:
     def __repr__(self) -> str:
         return f"window({self._seconds})"
 
-    async def __call__(self, batch: BatchView) -> None:
+    async def __call__(self, batch: BatchView, /) -> None:
         await anyio.sleep(self._seconds)
 
 
@@ -129,8 +130,8 @@ class Manual:
     def __repr__(self) -> str:
         return "manual()"
 
-    async def __call__(self, batch: BatchView) -> None:
-        """Return at once: it is asked only while a scope closes, when nobody could dispatch."""
+    async def __call__(self, batch: BatchView, /) -> None:
+        raise NotImplementedError
 
 
 def quiescent(*, max_rounds: int = DEFAULT_MAX_ROUNDS) -> Schedule:

@@ -213,6 +213,18 @@ async def test_at_most_three_messages_are_received_ahead() -> None:
     assert client.received == 10
 
 
+async def test_an_application_need_not_receive_all_there_is() -> None:
+    go_on = anyio.Event()
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        await go_on.wait()
+        await send(END)
+
+    async with request(app, *[CHUNK] * 10) as client:
+        go_on.set()
+    assert client.sent == [END]
+
+
 async def test_a_message_that_is_there_is_received_in_a_cancelled_scope() -> None:
     """Frameworks ask for a disconnect in this way."""
     seen: list[Message] = []

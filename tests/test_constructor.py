@@ -218,7 +218,7 @@ async def test_every_option_but_the_places_can_be_a_class_attribute() -> None:
         defer_hits = True
         cache_errors = False
         limiter = anyio.CapacityLimiter(1)
-        schedule = schedules.manual()  # type: ignore[assignment]
+        schedule = schedules.manual()
         name = "lower"
         get_cache_key = staticmethod(str.lower)
         on_missing = KeyError

@@ -476,6 +476,18 @@ def test_a_loader_made_where_no_loop_runs_binds_at_its_first_load(
     assert anyio.run(main, backend=shuffled_backend.split("+")[0]) == 2
 
 
+async def test_a_loader_binds_to_the_innermost_scope_that_is_not_left() -> None:
+    outermost, inner, never = DataLoader(double), DataLoader(double), DataLoader(double)
+    async with LoaderScope() as scope:
+        async with LoaderScope() as nested:
+            await inner.load(1)
+            assert (nested.statistics().loads, scope.statistics().loads) == (1, 0)
+        await outermost.load(1)
+        assert scope.statistics().loads == 1
+    with pytest.raises(LoaderNotOpenError):
+        never.load(1)
+
+
 async def test_load_many_and_its_like_bind_too() -> None:
     many, some = DataLoader(double), DataLoader(triple)
     async with LoaderScope() as scope:

@@ -89,7 +89,7 @@ class _Request:
                     await self._app(self._scope, self._take, self._pass_on)
             except BaseException as exc:
                 leaving = exc
-        tasks.cancel_scope.cancel()
+            tasks.cancel_scope.cancel()  # the watcher, before it can see the stream closed
         try:
             was_ours = await leave_bare(tasks, leaving)
             # Leaving a cancelled group swallows a cancellation even where none was handed in.
@@ -101,14 +101,11 @@ class _Request:
             del leaving  # its traceback holds this frame, which shall not hold it
 
     async def _watch(self, loaders: LoaderScope, request: anyio.CancelScope) -> None:
-        try:
-            while True:
-                message = await self._receive()
-                if message["type"].endswith(".disconnect"):
-                    break
-                await self._ahead.send(message)
-        except anyio.BrokenResourceError:  # the application has ended
-            return
+        while True:
+            message = await self._receive()
+            if message["type"].endswith(".disconnect"):
+                break
+            await self._ahead.send(message)
         self._disconnect = message
         self._ahead.close()
         if self._complete:

@@ -92,7 +92,7 @@ def wrong_options() -> None:
     DataLoader(users, cache_map=[])  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     DataLoader(users, limiter=3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     DataLoader(users, schedule=0.1)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
-    DataLoader(users, schedule=no_schedule)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    DataLoader[int, User](users, schedule=no_schedule)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
     DataLoader(users, cache_errors=lambda: True)  # type: ignore[arg-type, misc]  # pyright: ignore[reportArgumentType, reportCallIssue]
     DataLoader(users, get_cache_key=3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     DataLoader[int, User](users, get_cache_key=str.lower)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]

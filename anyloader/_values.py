@@ -1,0 +1,75 @@
+"""How a batch uses the value cache: asked before the function, told after it, never in its way."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from ._batch import Batch
+from ._handle import Failure, LoadHandle
+from .hooks import ValueCacheFailed, ValueCacheHit, ValueCacheMiss
+
+__all__ = ("ask", "store")
+
+_FAILED: Any = object()
+
+
+async def ask(batch: Batch) -> list[tuple[Any, LoadHandle[Any]]]:
+    """
+    Settle what the value cache has; return the rest, by cache key, to be stored later.
+
+    What was cleared is deleted there first. Both are left out where they fail.
+    """
+    rules = batch.rules
+    cache = rules.value_cache
+    if cache is None:
+        return []
+    cleared = rules._take_deletions()
+    if cleared:
+        await _try(batch, "delete_many", cache.delete_many, cleared)
+    entries = [(rules._cache_key(key), entry) for key, entry in zip(batch.keys_, batch.entries)]
+    distinct = list(dict.fromkeys(cache_key for cache_key, _ in entries))
+    # Those cleared a moment ago are still in there if deleting them has failed.
+    asked = [cache_key for cache_key in distinct if cache_key not in batch.cleared]
+    found = await _try(batch, "get_many", cache.get_many, asked) if asked else {}
+    if found is _FAILED:
+        found = {}
+    elif not isinstance(found, Mapping):
+        error = TypeError(f"get_many() must return a mapping, not {found!r}")
+        _tell_failure(batch, "get_many", error)
+        found = {}
+    if rules._hooks is not None:
+        for event, there in (ValueCacheHit, True), (ValueCacheMiss, False):
+            keys = tuple(key for key in distinct if (key in found) is there)
+            if keys:
+                rules._hooks(event(batch.name, batch.number, keys))
+    if found and not batch.is_done:
+        batch.settle_some([(found[key], entry) for key, entry in entries if key in found])
+    return [(key, entry) for key, entry in entries if key not in found]
+
+
+async def store(batch: Batch, entries: list[tuple[Any, LoadHandle[Any]]]) -> None:
+    """Store the values that the batch function gave, but no errors, and nothing cleared since."""
+    cache = batch.rules.value_cache
+    items = {
+        cache_key: entry._value
+        for cache_key, entry in entries
+        if type(entry._value) is not Failure and cache_key not in batch.cleared
+    }
+    if cache is not None and items:
+        await _try(batch, "set_many", cache.set_many, items)
+
+
+async def _try(
+    batch: Batch, operation: str, call: Callable[[Any], Awaitable[Any]], argument: object
+) -> Any:
+    try:
+        return await call(argument)
+    except Exception as exc:
+        _tell_failure(batch, operation, exc)
+        return _FAILED
+
+
+def _tell_failure(batch: Batch, operation: str, error: Exception) -> None:
+    if batch.rules._hooks is not None:
+        batch.rules._hooks(ValueCacheFailed(batch.name, batch.number, operation, error))

@@ -1,0 +1,212 @@
+"""
+A drop-in for aiodataloader, for code that moves over step by step::
+
+    from anyloader.compat import DataLoader  # was: from aiodataloader import DataLoader
+
+A loader made of this class runs in the ambient :class:`~anyloader.LoaderScope`, so give each request
+one, for instance by :class:`~anyloader.integrations.asgi.LoaderScopeMiddleware`. What differs from
+aiodataloader stands in the documentation, in "Moving from aiodataloader".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Awaitable, Callable, Generator, Iterable, MutableMapping
+from contextvars import Context, copy_context
+from typing import Any, Generic, TypeVar
+
+from ._handle import Failure, LoadHandle, LoadManyHandle
+from ._loader import DataLoader as _DataLoader
+
+__all__ = ("DataLoader", "LoadFuture")
+
+K = TypeVar("K")
+V = TypeVar("V")
+T = TypeVar("T")
+
+
+class LoadFuture(Generic[T]):
+    """
+    What ``load`` and ``load_many`` return: a handle that passes for an ``asyncio.Future``.
+
+    Code that looks for a future finds one: ``asyncio.isfuture``, ``gather``, ``wait``, ``wait_for``,
+    ``shield`` and ``add_done_callback`` work. Awaiting it works under trio too, and so do ``done``,
+    ``cancelled``, ``result`` and ``exception``; callbacks need asyncio.
+
+    It cannot be given a result from outside. Cancelling it cancels nobody else who loads the key;
+    all said of a :class:`~anyloader.LoadHandle` holds for those who await it.
+    """
+
+    __slots__ = ("__weakref__", "_callbacks", "_cancelled", "_handle", "_task")
+
+    #: By this asyncio knows what may be used as a future; see ``asyncio.isfuture``.
+    _asyncio_future_blocking = False
+
+    def __init__(self, handle: LoadHandle[T] | LoadManyHandle[Any]) -> None:
+        self._handle: Any = handle
+        self._callbacks: list[tuple[Callable[[LoadFuture[T]], object], Context]] = []
+        self._cancelled = False
+        #: Awaits the handle once there are callbacks to call.
+        self._task: asyncio.Task[T] | None = None
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        if self._cancelled:
+            raise asyncio.CancelledError
+        steps: Generator[Any, Any, T] = self._handle.__await__()
+        return steps
+
+    def done(self) -> bool:
+        """Whether the load has settled, or this was cancelled."""
+        return self._cancelled or not _is_pending(self._handle)
+
+    def cancelled(self) -> bool:
+        """Whether :meth:`cancel` was called in time."""
+        return self._cancelled
+
+    def result(self) -> T:
+        """
+        Return the value, or raise the error of the load.
+
+        :raises asyncio.CancelledError: if this was cancelled
+        :raises asyncio.InvalidStateError: if the load is pending
+        """
+        if not self.done():
+            raise asyncio.InvalidStateError("Result is not set.")
+        outcome = self.__await__()
+        try:
+            outcome.send(None)
+        except StopIteration as stop:
+            value: T = stop.value
+            return value
+        raise AssertionError("a settled load does not wait")  # pragma: no cover
+
+    def exception(self) -> BaseException | None:
+        """
+        Return the error of the load, or ``None``.
+
+        :raises asyncio.CancelledError: if this was cancelled
+        :raises asyncio.InvalidStateError: if the load is pending
+        """
+        if self._cancelled or not self.done():
+            self.result()
+        try:
+            self.result()
+        except Exception as exc:
+            return exc
+        return None
+
+    def cancel(self, msg: object = None) -> bool:
+        """Give this up; return whether there was anything to give up."""
+        if self.done():
+            return False
+        self._cancelled = True
+        if self._task is not None:
+            self._task.cancel()
+        return True
+
+    def add_done_callback(
+        self, fn: Callable[[LoadFuture[T]], object], /, *, context: Context | None = None
+    ) -> None:
+        """Call ``fn(self)`` soon after this is done. Under asyncio only."""
+        loop = asyncio.get_running_loop()
+        context = context or copy_context()
+        if self.done():
+            loop.call_soon(fn, self, context=context)
+            return
+        self._callbacks.append((fn, context))
+        if self._task is None:
+            self._task = loop.create_task(_wait(self._handle))
+            self._task.add_done_callback(self._call_back)
+
+    def remove_done_callback(self, fn: Callable[[LoadFuture[T]], object], /) -> int:
+        """Do not call ``fn``; return how often it would have been called."""
+        kept = [pair for pair in self._callbacks if pair[0] != fn]
+        removed = len(self._callbacks) - len(kept)
+        self._callbacks = kept
+        return removed
+
+    def _call_back(self, task: asyncio.Task[T]) -> None:
+        if not task.cancelled():
+            task.exception()  # else asyncio says that nobody asked for it
+        callbacks, self._callbacks = self._callbacks, []
+        for fn, context in callbacks:
+            task.get_loop().call_soon(fn, self, context=context)
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the running event loop."""
+        return asyncio.get_running_loop()
+
+    def _make_cancelled_error(self) -> asyncio.CancelledError:
+        return asyncio.CancelledError()
+
+    def __repr__(self) -> str:
+        return f"<LoadFuture of {self._handle!r}>"
+
+
+async def _wait(handle: Awaitable[T]) -> T:
+    return await handle
+
+
+def _is_pending(handle: LoadHandle[Any] | LoadManyHandle[Any]) -> bool:
+    if isinstance(handle, LoadHandle):
+        return handle._batch is not None
+    for load in handle._handles:
+        if load._batch is not None:
+            return True
+        if type(load._value) is Failure and not handle._return_exceptions:
+            return False
+    return False
+
+
+class DataLoader(_DataLoader[K, V]):
+    """
+    Takes the arguments of aiodataloader's ``DataLoader``, and those of :class:`anyloader.DataLoader`.
+
+    Behaves as the latter; ``load`` and ``load_many`` return a :class:`LoadFuture`.
+
+    :param batch_load_fn: as in :class:`anyloader.DataLoader`; a subclass can define the method
+    :param batch: ``None``, here and below, stands for the class attribute
+    :param loop: ignored, with a ``DeprecationWarning``: a loader runs where its scope was entered
+    :param options: the other options of :class:`anyloader.DataLoader`, by name
+    :raises TypeError: if an argument has the wrong type
+    :raises ValueError: if ``max_batch_size`` is less than 1
+    """
+
+    def __init__(
+        self,
+        batch_load_fn: Callable[[list[K]], Awaitable[Iterable[V]]] | None = None,
+        batch: bool | None = None,
+        max_batch_size: int | None = None,
+        cache: bool | None = None,
+        get_cache_key: Callable[[K], Any] | None = None,
+        cache_map: MutableMapping[Any, LoadHandle[V]] | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
+        **options: Any,
+    ) -> None:
+        if loop is not None:
+            warnings.warn(
+                "loop is ignored: a loader runs in the event loop in which its scope is entered",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+        given = {
+            "batch": batch,
+            "max_batch_size": max_batch_size,
+            "cache": cache,
+            "get_cache_key": get_cache_key,
+            "cache_map": cache_map,
+        }
+        options.update((name, value) for name, value in given.items() if value is not None)
+        super().__init__(batch_load_fn, **options)
+
+    # A future is no coroutine: asyncio.wait takes the one and refuses the other.
+    def load(self, key: K) -> LoadFuture[V]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+        """See :meth:`anyloader.DataLoader.load`."""
+        return LoadFuture(super().load(key))
+
+    def load_many(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, keys: Iterable[K], *, return_exceptions: bool = False
+    ) -> LoadFuture[list[V]]:
+        """See :meth:`anyloader.DataLoader.load_many`."""
+        return LoadFuture(super().load_many(keys, return_exceptions=return_exceptions))

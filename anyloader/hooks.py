@@ -1,0 +1,167 @@
+"""
+What a loader tells of its work, while it works.
+
+A hook is any callable that takes one event; the events are the records below. It is called where
+things happen, synchronously, so it must not block: :class:`LoadQueued` and :class:`LoadHit` come in
+the task and the context of the caller, all others in the task of the batch;
+:class:`BatchStarted` comes in the context of the batch function, just before that is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ._results import log_exception
+
+__all__ = (
+    "BatchCancelled",
+    "BatchFailed",
+    "BatchFinished",
+    "BatchOpened",
+    "BatchSealed",
+    "BatchStarted",
+    "Event",
+    "Hook",
+    "Hooks",
+    "LoadHit",
+    "LoadQueued",
+    "ValueCacheFailed",
+    "ValueCacheHit",
+    "ValueCacheMiss",
+)
+
+
+class LoadQueued(NamedTuple):
+    """A load brought a key into a batch, or joined the entry of one that is on its way."""
+
+    loader: str
+    key: Any
+    #: The number of the batch, unique in the process.
+    batch: int
+    #: Whether the key was there already.
+    shared: bool
+
+
+class LoadHit(NamedTuple):
+    """A load was answered by a settled entry of the cache."""
+
+    loader: str
+    key: Any
+
+
+class BatchOpened(NamedTuple):
+    """A first key made a batch necessary."""
+
+    loader: str
+    batch: int
+
+
+class BatchSealed(NamedTuple):
+    """A batch takes no more keys."""
+
+    loader: str
+    batch: int
+    #: "schedule", "full", "dispatch" or "close"
+    reason: str
+    #: How many keys it goes with; those that nobody wanted any more have left.
+    size: int
+
+
+class BatchStarted(NamedTuple):
+    """The batch function is about to be called, or the value cache asked."""
+
+    loader: str
+    batch: int
+    keys: tuple[Any, ...]
+
+
+class BatchFinished(NamedTuple):
+    """The batch function has given its result."""
+
+    loader: str
+    batch: int
+    #: How many single keys failed.
+    errors: int
+
+
+class BatchFailed(NamedTuple):
+    """All loads of the batch that were not settled got this error."""
+
+    loader: str
+    batch: int
+    error: BaseException
+
+
+class BatchCancelled(NamedTuple):
+    """All loads of the batch that were not settled got a ``LoadCancelledError``."""
+
+    loader: str
+    batch: int
+    why: str
+
+
+class ValueCacheHit(NamedTuple):
+    """The value cache had these cache keys."""
+
+    loader: str
+    batch: int
+    keys: tuple[Any, ...]
+
+
+class ValueCacheMiss(NamedTuple):
+    """The value cache did not have these cache keys."""
+
+    loader: str
+    batch: int
+    keys: tuple[Any, ...]
+
+
+class ValueCacheFailed(NamedTuple):
+    """A call of the value cache raised, or returned what it must not; loads do without it."""
+
+    loader: str
+    batch: int
+    #: "get_many", "set_many" or "delete_many"
+    operation: str
+    error: Exception
+
+
+Event = (
+    LoadQueued
+    | LoadHit
+    | BatchOpened
+    | BatchSealed
+    | BatchStarted
+    | BatchFinished
+    | BatchFailed
+    | BatchCancelled
+    | ValueCacheHit
+    | ValueCacheMiss
+    | ValueCacheFailed
+)
+
+Hook = Callable[[Event], object]
+
+
+class Hooks:
+    """
+    Some hooks to call. One that raises harms nobody: it is logged, once, and called again.
+
+    Loaders with no hooks at all have no such object.
+    """
+
+    __slots__ = ("_hooks", "_logged")
+
+    def __init__(self, hooks: tuple[Hook, ...]) -> None:
+        self._hooks = hooks
+        self._logged: set[int] = set()
+
+    def __call__(self, event: Event) -> None:
+        for number, hook in enumerate(self._hooks):
+            try:
+                hook(event)
+            except Exception:
+                if number not in self._logged:
+                    self._logged.add(number)
+                    log_exception(f"hook {hook!r} raised; it will not be logged again")

@@ -1,0 +1,300 @@
+"""What a loader promises, as plain synchronous Python: no tasks, no clock, no thought of speed.
+
+``test_model.py`` drives this and a real loader side by side. The model says what each event means;
+when a batch leaves, and which waiting batch gets a limiter's token, it is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from anyloader import LoadCancelledError, LoaderClosedError
+
+
+class Outcome(NamedTuple):
+    """A value, or an error: the object itself, or its class where a new one is made."""
+
+    value: Any = None
+    error: Any = None
+
+
+CANCELLED = Outcome(error=LoadCancelledError)
+
+
+@dataclass(eq=False)
+class Load:
+    """A ``load`` or, with ``parts``, a ``load_many``."""
+
+    key: Any = None
+    #: Those that a ``load_many`` stands for; they are not loads of their own unless awaited.
+    parts: list[Load] | None = None
+    return_exceptions: bool = False
+    batch: Batch | None = None
+    settled: Outcome | None = None
+    waiters: int = 0
+    #: Every await of it was cancelled; or nobody asked for this key by itself.
+    given_up: bool = False
+
+    @property
+    def outcome(self) -> Outcome | None:
+        if self.parts is None:
+            return self.settled
+        values = []
+        for part in self.parts:
+            if part.settled is None:
+                return None
+            if part.settled.error is not None and not self.return_exceptions:
+                return part.settled
+            values.append(part.settled)
+        return Outcome(values)
+
+
+@dataclass(eq=False)
+class Entry:
+    """One key of a batch, and all loads that settle with it; the cache holds the first."""
+
+    key: Any
+    cache_key: Any
+    loads: list[Load]
+    #: The load_manys that ask for it too.
+    manys: list[Load] = field(default_factory=list)
+
+    @property
+    def is_wanted(self) -> bool:
+        return not all(load.given_up for load in self.loads + self.manys)
+
+    def settle(self, outcome: Outcome) -> None:
+        for load in self.loads:
+            load.settled, load.batch = outcome, None
+
+
+@dataclass(eq=False)
+class Batch:
+    #: "open", "sealed", "running" or "done".
+    state: str = "open"
+    entries: list[Entry] = field(default_factory=list)
+    #: Hits that wait for this batch; they are not loads of it.
+    deferred: list[Entry] = field(default_factory=list)
+
+    @property
+    def is_wanted(self) -> bool:
+        return any(entry.is_wanted for entry in self.entries)
+
+    @property
+    def is_awaited(self) -> bool:
+        entries = self.entries + self.deferred
+        return any(load.waiters for entry in entries for load in entry.loads + entry.manys)
+
+
+@dataclass
+class Model:
+    cache: MutableMapping[Any, Load] | None
+    get_cache_key: Callable[[Any], Any]
+    max_batch_size: int | None = None
+    defer_hits: bool = False
+    deduplicate: bool = False
+    keeps: Callable[[Any], bool] = lambda error: True
+    missing: Callable[[Any], Outcome] = lambda key: Outcome()
+    #: Whether batches are fed by an async generator.
+    streams: bool = False
+
+    #: "open", "leaving" or "closed"; then a foreign group answers hits, and no more.
+    state: str = "open"
+    foreign: bool = False
+    batches: list[Batch] = field(default_factory=list)
+    hits: int = 0
+    shared: int = 0
+    sent: list[int] = field(default_factory=list)
+
+    # Loading
+
+    @property
+    def open_batch(self) -> Batch | None:
+        return next((batch for batch in self.batches if batch.state == "open"), None)
+
+    def load(self, key: Any) -> Load:
+        self._admit([key])
+        return self._load(key, None, self._cached(key))
+
+    def load_many(self, keys: Sequence[Any], return_exceptions: bool) -> Load:
+        self._admit(keys)
+        many = Load(parts=[], return_exceptions=return_exceptions)
+        cached = list(map(self._cached, keys))  # before the first of them can evict one
+        many.parts = [self._load(k, many, old or self._cached(k)) for k, old in zip(keys, cached)]
+        return many
+
+    def _admit(self, keys: Sequence[Any]) -> None:
+        if self.state == "open" or (self.foreign and self.state == "leaving"):
+            return
+        if not self.foreign or not all(map(self._cached, keys)):
+            raise LoaderClosedError
+
+    def _cached(self, key: Any) -> Load | None:
+        return None if self.cache is None else self.cache.get(self.get_cache_key(key))
+
+    def _load(self, key: Any, many: Load | None, cached: Load | None) -> Load:
+        cache_key, batch = self.get_cache_key(key), self.open_batch
+        if self.cache is None and (self.deduplicate or self.streams) and batch:
+            same = [entry for entry in batch.entries if entry.cache_key == cache_key]
+            cached = same[0].loads[0] if same else None
+        if cached and cached.settled:
+            self.hits += 1
+            if not (self.defer_hits and batch):
+                return cached
+            entry = Entry(key, cached.settled, [Load(cached.key, batch=batch)])
+            batch.deferred.append(entry)
+        elif cached and cached.batch:
+            self.shared += 1
+            (entry,) = [entry for entry in cached.batch.entries if cached in entry.loads]
+            if not many:
+                entry.loads.append(Load(key, batch=cached.batch))
+                return entry.loads[-1]
+        else:
+            if not batch:
+                self.batches.append(batch := Batch())
+            entry = Entry(key, cache_key, [Load(key, batch=batch, given_up=many is not None)])
+            batch.entries.append(entry)
+            if self.cache is not None:
+                self.cache[cache_key] = entry.loads[0]
+        if many and many not in entry.manys:
+            entry.manys.append(many)
+        if batch and len(batch.entries) == self.max_batch_size:
+            self.seal(batch)
+        return entry.loads[0]
+
+    # Awaiting
+
+    def start_waiting(self, load: Load) -> None:
+        load.waiters += 1
+        load.given_up = False
+
+    def stop_waiting(self, load: Load, cancelled: bool) -> None:
+        load.waiters -= 1
+        load.given_up = cancelled and not load.waiters
+        if load.given_up:
+            for batch in list(self.batches):
+                if batch.state != "open" and not batch.is_wanted:
+                    self.finish(batch, CANCELLED)
+        self._go_on_leaving()
+
+    # The cache
+
+    def clear(self, key: Any) -> None:
+        if self.cache is not None:
+            self.cache.pop(self.get_cache_key(key), None)
+
+    def clear_all(self) -> None:
+        if self.cache is not None:
+            self.cache.clear()
+
+    def prime(self, key: Any, outcome: Outcome, force: bool) -> None:
+        if self.cache is None:
+            return
+        cache_key, old = self.get_cache_key(key), self._cached(key)
+        if old and not force:
+            return
+        batch = old.batch if old else None
+        if old and batch and batch.state in ("open", "sealed"):
+            (entry,) = [entry for entry in batch.entries if old in entry.loads]
+            entry.settle(outcome)
+            batch.entries.remove(entry)
+            self.cache[cache_key] = old
+            if batch.state == "sealed" and not batch.is_wanted:
+                self.finish(batch, CANCELLED)
+        else:
+            self.cache[cache_key] = Load(key, settled=outcome)
+
+    # Batches
+
+    def seal(self, batch: Batch) -> None:
+        batch.state = "sealed"
+        for entry in list(batch.entries):
+            if not entry.is_wanted:
+                batch.entries.remove(entry)
+                self._settle(entry, CANCELLED, keep=False)
+        if not batch.entries:
+            self._done(batch)
+
+    def start(self, batch: Batch) -> list[Any]:
+        """Return the keys that the batch function is given."""
+        batch.state = "running"
+        entries = {e.cache_key if self.streams else e: e for e in reversed(batch.entries)}
+        keys = [entry.key for entry in batch.entries if entry in entries.values()]
+        self.sent.append(len(keys))
+        return keys
+
+    def settle_key(self, batch: Batch, cache_key: Any, outcome: Outcome) -> None:
+        """A stream gave a pair."""
+        for entry in batch.entries:
+            if entry.cache_key == cache_key:
+                self._settle(entry, outcome, keep=outcome.error is None or self.keeps(outcome.error))
+
+    def finish(self, batch: Batch, result: Outcome | list[Outcome] | dict[Any, Outcome]) -> None:
+        """The function returned values, or a mapping, or the batch ended by one error for all."""
+        for index, entry in enumerate(batch.entries):
+            if entry.loads[0].settled:
+                continue
+            if isinstance(result, Outcome):
+                self._settle(entry, result, keep=False)
+                continue
+            if isinstance(result, list):
+                outcome = result[index]
+            else:
+                outcome = result.get(entry.cache_key) or self.missing(entry.key)
+            self._settle(entry, outcome, keep=outcome.error is None or self.keeps(outcome.error))
+        self._done(batch)
+
+    def _settle(self, entry: Entry, outcome: Outcome, *, keep: bool) -> None:
+        entry.settle(outcome)
+        if not keep and self.cache is not None:
+            if self.cache.get(entry.cache_key) is entry.loads[0]:
+                self.cache.pop(entry.cache_key)
+
+    def _done(self, batch: Batch) -> None:
+        batch.state = "done"
+        self.batches.remove(batch)
+        for hit in batch.deferred:
+            hit.settle(hit.cache_key)
+        self._go_on_leaving()
+
+    # Leaving
+
+    def leave(self, *, cancelled: bool = False) -> None:
+        """The body of the ``async with`` ended; with ``cancelled`` not in the ordinary way."""
+        self.state = "closed" if cancelled else "leaving"
+        for batch in list(self.batches):
+            if cancelled and batch in self.batches:
+                self.finish(batch, CANCELLED)
+            elif batch.state == "open" and batch.is_awaited and not self.foreign:
+                self.seal(batch)
+        self._go_on_leaving()
+
+    def _go_on_leaving(self) -> None:
+        while self.state == "leaving":
+            unwanted = [b for b in self.batches if not b.is_awaited and not self.foreign]
+            if unwanted:
+                self.finish(unwanted[0], CANCELLED)
+            elif not self.batches:
+                self.state = "closed"
+            else:
+                return
+
+    # What can be seen
+
+    def statistics(self) -> dict[str, int]:
+        queued = [b for b in self.batches if b.state in ("open", "sealed")]
+        return {
+            "hits": self.hits,
+            "shared": self.shared,
+            "keys": sum(self.sent),
+            "batches": len(self.sent),
+            "queued": sum(len(batch.entries) for batch in queued),
+            "running": len(self.batches) - len(queued),
+            "cached": 0 if self.cache is None else len(self.cache),
+        }
+
+    def waiting(self) -> Iterator[Batch]:
+        """The batches that wait for a token."""
+        return (batch for batch in self.batches if batch.state == "sealed")
