@@ -77,6 +77,8 @@ class Backend(Protocol):
         """Make ``context`` fit to start anyio tasks in, also from a plain callback of the loop."""
         ...
 
+    #: Returns something to await that is a checkpoint.
+    checkpoint: Any
     #: Makes something to wait on, which goes into a dict of waiters: ``yield from`` it returns when
     #: :meth:`wake` is called with that dict. Who leaves early has to take it out.
     new_waiter: Callable[[], Waiter]
@@ -87,7 +89,7 @@ class Backend(Protocol):
 
 
 class AsyncioBackend:
-    __slots__ = ("_asyncio", "_invalid_state", "current", "new_waiter", "token")
+    __slots__ = ("_asyncio", "_invalid_state", "checkpoint", "current", "new_waiter", "token")
 
     def __init__(self, asyncio: Any, loop: asyncio.AbstractEventLoop) -> None:
         self._asyncio = asyncio
@@ -97,6 +99,7 @@ class AsyncioBackend:
         self.current: Any = asyncio._get_running_loop
         # What ``loop.create_future`` does, but for its call through Python.
         self.new_waiter: Any = partial(asyncio.Future, loop=loop)
+        self.checkpoint: Any = partial(asyncio.sleep, 0)
 
     def current_task(self) -> object:
         return self._asyncio.current_task()
@@ -120,12 +123,13 @@ class AsyncioBackend:
 
 
 class TrioBackend:
-    __slots__ = ("current", "new_waiter", "token")
+    __slots__ = ("checkpoint", "current", "new_waiter", "token")
 
     def __init__(self, lowlevel: Any) -> None:
         self.token: object = lowlevel.current_trio_token()
         self.current: Any = _current_trio_token
         self.new_waiter: Any = _TrioWaiter
+        self.checkpoint: Any = lowlevel.checkpoint
 
     def current_task(self) -> object:
         return sys.modules["trio.lowlevel"].current_task()

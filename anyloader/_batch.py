@@ -30,7 +30,7 @@ DONE        all loads are settled; a cancelled function may still be cleaning up
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from itertools import chain, compress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -112,6 +112,8 @@ class Batch:
     state: str = OPEN
     #: Why it was sealed: "schedule", "full", "dispatch" or "close".
     reason: str | None = None
+    #: Cache keys that were cleared since: their values are not to be stored anywhere.
+    cleared: frozenset[Any] = frozenset()
     #: For hooks; 0 where there are none.
     number: int = 0
     #: How many loads are still wanted. Changed by the loader when it adds a load, by ``share``,
@@ -148,8 +150,6 @@ class Batch:
         self.load_manys: dict[LoadManyHandle[Any], None] = {}
         #: load_manys that wait for some entry to settle.
         self.watchers: Waiters = {}
-        #: Cache keys that were cleared since: their values are not to be stored anywhere.
-        self.cleared: set[Any] = set()
 
     # What schedules see (BatchView)
 
@@ -172,6 +172,10 @@ class Batch:
     @property
     def is_open(self) -> bool:
         return self.state is OPEN
+
+    def checkpoint(self) -> Awaitable[None]:
+        passing: Awaitable[None] = self.dispatcher.backend.checkpoint()
+        return passing
 
     @property
     def is_queued(self) -> bool:

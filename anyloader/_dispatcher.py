@@ -22,7 +22,6 @@ from typing import Any, Final, Protocol
 import anyio
 from anyio import CancelScope
 from anyio.abc import TaskGroup
-from anyio.lowlevel import checkpoint
 
 from . import _values
 from ._backend import (
@@ -264,7 +263,7 @@ class Dispatcher:
             if self._starting:
                 # An eager task group runs this inside load(). Without a checkpoint first the
                 # batch would leave earlier than on a lazy one, with rounds(0) before its key is in.
-                await checkpoint()
+                await self.backend.checkpoint()
             with worker.scope as scope:
                 while worker.batch is not None:
                     fit = await self._run(worker.batch)
@@ -279,7 +278,7 @@ class Dispatcher:
                 if self.backend.is_being_cancelled():
                     # By the batch function, natively, and it has ended before it met that. It would
                     # hit the end of this task.
-                    await checkpoint()
+                    await self.backend.checkpoint()
         except BaseException as exc:
             if not _is_stray(exc, worker.scope):
                 raise
@@ -341,12 +340,20 @@ class Dispatcher:
         rules = batch.rules
         if rules._hooks is not None:
             rules._hooks(BatchStarted(batch.name, batch.number, batch.keys))
-        if rules.value_cache is None:
-            await _call_batch_function(batch)
+        missing = None if rules.value_cache is None else await _values.ask(batch)
+        if batch.is_done:
             return
-        missing = await _values.ask(batch)
-        if not batch.is_done:
-            await _call_batch_function(batch)
+        keys = batch.keys_to_send(distinct=rules._streams)
+        result = rules.batch_load_fn(keys)
+        if type(result) is not CoroutineType and isinstance(result, AsyncIterator):
+            await _call_stream(batch, keys, result)
+        elif type(result) is CoroutineType or isinstance(result, Awaitable):
+            result = await result
+            if not batch.is_done:
+                batch.settle(result)
+        else:
+            raise wrong_result(rules, keys, f"returned {excerpt(result)}, which cannot be awaited")
+        if missing:
             # Nobody waits for this but the way out, so that the last values are stored too.
             self._storing += 1
             try:
@@ -486,26 +493,12 @@ async def leave_bare(group: TaskGroup, leaving: BaseException | None) -> bool:
     if isinstance(leaving, anyio.get_cancelled_exc_class()):
         passed = (type(leaving), leaving, leaving.__traceback__)
     try:
-        return bool(await group.__aexit__(*passed))
+        # Left without an exception, a group that was cancelled says so too.
+        return bool(await group.__aexit__(*passed)) and leaving is passed[1]
     except BaseExceptionGroup as errors:
         if len(errors.exceptions) == 1:
             raise errors.exceptions[0] from None
         raise
-
-
-async def _call_batch_function(batch: Batch) -> None:
-    rules = batch.rules
-    keys = batch.keys_to_send(distinct=rules._streams)
-    result = rules.batch_load_fn(keys)
-    if type(result) is not CoroutineType:
-        if isinstance(result, AsyncIterator):
-            await _call_stream(batch, keys, result)
-            return
-        if not isinstance(result, Awaitable):
-            raise wrong_result(rules, keys, f"returned {excerpt(result)}, which cannot be awaited")
-    result = await result
-    if not batch.is_done:
-        batch.settle(result)
 
 
 async def _call_stream(batch: Batch, keys: list[Any], stream: AsyncIterator[object]) -> None:

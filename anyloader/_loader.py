@@ -602,9 +602,14 @@ class DataLoader(Generic[K, V]):
             for key, cache_key in zip(keys, cache_keys):
                 self._refuse_unhashable(key, cache_key)
             raise
+        if type(cache) is dict and self._can_take_all_at_once(keys, found):
+            self._take_all_at_once(keys, cache, many)
+            return
         batch: Batch | None = None
+        batch_keys: list[K] = []
+        entries: list[LoadHandle[V]] = []
         touched: list[tuple[Batch, int]] = []
-        shared = misses = 0
+        room = shared = misses = 0
         for key, cache_key, entry in zip(keys, cache_keys, found):
             if entry is None:
                 entry = get(cache_key)  # it may have come earlier in this very call
@@ -650,6 +655,29 @@ class DataLoader(Generic[K, V]):
             handles.append(entry)
         self._shared += shared
         self._hits += len(keys) - misses - shared
+
+    def _can_take_all_at_once(self, keys: list[K], found: list[Any]) -> bool:
+        """Whether all keys are new, each is there once, and nobody wants to hear of each."""
+        if any(found) or self._most is not None or self._keyed or self._hooks is not None:
+            return False
+        return len(set(keys)) == len(keys) > 0
+
+    def _take_all_at_once(
+        self, keys: list[K], cache: dict[Any, LoadHandle[V]], many: LoadManyHandle[V]
+    ) -> None:
+        batch = self._open or self._open_batch()
+        batch.join(many)
+        handles = many._handles
+        new: Any = _new
+        for key in keys:
+            entry: LoadHandle[V] = new(LoadHandle)
+            entry._key = key
+            entry._batch = batch
+            entry._waiters = NOBODY
+            handles.append(entry)
+        cache.update(zip(keys, handles))
+        batch.keys_ += keys
+        batch.entries += handles
 
     def _undo(
         self, touched: list[tuple[Batch, int]], many: LoadManyHandle[V], exc: BaseException
@@ -718,7 +746,7 @@ class DataLoader(Generic[K, V]):
         self._to_delete.update(dict.fromkeys(cache_keys))
         if self._dispatcher is not None:
             for batch in self._dispatcher.batches_of(self):
-                batch.cleared.update(cache_keys)
+                batch.cleared = batch.cleared.union(cache_keys)
 
     def prime(self, key: K, value: V | Exception, *, force: bool = False) -> Self:
         """

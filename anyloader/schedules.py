@@ -20,7 +20,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import anyio
-from anyio.lowlevel import checkpoint
 
 __all__ = ("BatchView", "Schedule", "manual", "quiescent", "rounds", "window")
 
@@ -58,6 +57,10 @@ class BatchView(Protocol):
         """Whether the batch still takes keys: it is neither full nor dispatched."""
         ...
 
+    def checkpoint(self) -> Awaitable[None]:
+        """Pass one checkpoint, as ``anyio.lowlevel.checkpoint()`` does, for less."""
+        ...
+
 
 #: Any async function of one :class:`BatchView`.
 Schedule = Callable[[BatchView], Awaitable[object]]
@@ -86,7 +89,7 @@ class _Quiescent(Polling):
         seen = batch.added
         quiet = 0
         for _ in range(self._max_rounds):
-            await checkpoint()
+            await batch.checkpoint()
             if not batch.is_open:
                 return
             added = batch.added
@@ -108,7 +111,7 @@ class _Rounds(Polling):
 
     async def __call__(self, batch: BatchView, /) -> None:
         for _ in range(self._n):
-            await checkpoint()
+            await batch.checkpoint()
             if not batch.is_open:
                 return
 

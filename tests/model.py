@@ -76,7 +76,7 @@ class Batch:
     state: str = "open"
     entries: list[Entry] = field(default_factory=list)
     #: Hits that wait for this batch; they are not loads of it.
-    deferred: list[Entry] = field(default_factory=list)
+    deferred: dict[Entry, Outcome] = field(default_factory=dict)
 
     @property
     def is_wanted(self) -> bool:
@@ -84,7 +84,7 @@ class Batch:
 
     @property
     def is_awaited(self) -> bool:
-        entries = self.entries + self.deferred
+        entries = [*self.entries, *self.deferred]
         return any(load.waiters for entry in entries for load in entry.loads + entry.manys)
 
 
@@ -116,22 +116,22 @@ class Model:
 
     def load(self, key: Any) -> Load:
         self._admit([key])
-        return self._load(key, None, self._cached(key))
+        return self._load(key, None, self.cached(key))
 
     def load_many(self, keys: Sequence[Any], return_exceptions: bool) -> Load:
         self._admit(keys)
         many = Load(parts=[], return_exceptions=return_exceptions)
-        cached = list(map(self._cached, keys))  # before the first of them can evict one
-        many.parts = [self._load(k, many, old or self._cached(k)) for k, old in zip(keys, cached)]
+        cached = list(map(self.cached, keys))  # before the first of them can evict one
+        many.parts = [self._load(k, many, old or self.cached(k)) for k, old in zip(keys, cached)]
         return many
 
     def _admit(self, keys: Sequence[Any]) -> None:
         if self.state == "open" or (self.foreign and self.state == "leaving"):
             return
-        if not self.foreign or not all(map(self._cached, keys)):
+        if not self.foreign or not all(map(self.cached, keys)):
             raise LoaderClosedError
 
-    def _cached(self, key: Any) -> Load | None:
+    def cached(self, key: Any) -> Load | None:
         return None if self.cache is None else self.cache.get(self.get_cache_key(key))
 
     def _load(self, key: Any, many: Load | None, cached: Load | None) -> Load:
@@ -143,8 +143,8 @@ class Model:
             self.hits += 1
             if not (self.defer_hits and batch):
                 return cached
-            entry = Entry(key, cached.settled, [Load(cached.key, batch=batch)])
-            batch.deferred.append(entry)
+            entry = Entry(key, cache_key, [Load(cached.key, batch=batch)])
+            batch.deferred[entry] = cached.settled
         elif cached and cached.batch:
             self.shared += 1
             (entry,) = [entry for entry in cached.batch.entries if cached in entry.loads]
@@ -168,12 +168,13 @@ class Model:
 
     def start_waiting(self, load: Load) -> None:
         load.waiters += 1
-        load.given_up = False
+        if load.settled is None:
+            load.given_up = False
 
     def stop_waiting(self, load: Load, cancelled: bool) -> None:
         load.waiters -= 1
-        load.given_up = cancelled and not load.waiters
-        if load.given_up:
+        if cancelled and not load.waiters:
+            load.given_up = True
             for batch in list(self.batches):
                 if batch.state != "open" and not batch.is_wanted:
                     self.finish(batch, CANCELLED)
@@ -192,7 +193,7 @@ class Model:
     def prime(self, key: Any, outcome: Outcome, force: bool) -> None:
         if self.cache is None:
             return
-        cache_key, old = self.get_cache_key(key), self._cached(key)
+        cache_key, old = self.get_cache_key(key), self.cached(key)
         if old and not force:
             return
         batch = old.batch if old else None
@@ -255,8 +256,8 @@ class Model:
     def _done(self, batch: Batch) -> None:
         batch.state = "done"
         self.batches.remove(batch)
-        for hit in batch.deferred:
-            hit.settle(hit.cache_key)
+        for hit, outcome in batch.deferred.items():
+            hit.settle(outcome)
         self._go_on_leaving()
 
     # Leaving

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ async def test_arguments_can_be_positional() -> None:
     loader = DataLoader(fetch, True, 2, True, str.lower, cache)
     async with LoaderScope():
         assert await loader.load_many(["A", "a", "B", "C"]) == ["A", "A", "B", "C"]
-    assert fetch.calls == [["A", "B"], ["C"]]
+    assert sorted(fetch.calls) == [["A", "B"], ["C"]]
     assert set(cache) == {"a", "b", "c"}
 
 
@@ -58,15 +57,15 @@ async def test_none_stands_for_the_class_attribute() -> None:
     class Pairs(DataLoader[int, int]):
         max_batch_size = 2
         cache = False
-        calls: list[list[int]] = []
 
         async def batch_load_fn(self, keys: list[int]) -> list[int]:
-            self.calls.append(keys)
+            calls.append(keys)
             return keys
 
+    calls: list[list[int]] = []
     async with LoaderScope():
         await Pairs(None, None, None, None).load_many([1, 1, 2])
-    assert Pairs.calls == [[1, 1], [2]]
+    assert sorted(calls) == [[1, 1], [2]]
 
 
 async def test_a_subclass_can_define_get_cache_key() -> None:
@@ -349,13 +348,13 @@ async def test_cancelling_a_gather_gives_its_loads_up() -> None:
 
 
 @pytest.fixture(scope="module")
-def pydantic_resolve_output() -> Iterator[str]:
+def pydantic_resolve_output() -> str:
     pytest.importorskip("pydantic_resolve")
     done = subprocess.run(
         [sys.executable, str(PYDANTIC_RESOLVE)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    yield done.stdout
+    return done.stdout
 
 
 def test_pydantic_resolve_runs_on_it(pydantic_resolve_output: str) -> None:

@@ -7,10 +7,10 @@ import anyloader.compat
 # Before the library is imported: it finds this module where it looks for aiodataloader.
 sys.modules["aiodataloader"] = anyloader.compat
 
-from pydantic import BaseModel  # noqa: E402
-from pydantic_resolve import Loader, Resolver  # noqa: E402
+from pydantic import BaseModel
+from pydantic_resolve import Loader, Resolver
 
-from anyloader import LoaderScope  # noqa: E402
+from anyloader import LoaderScope
 
 OWNERS = {1: "Ada", 2: "Grace"}
 
@@ -32,10 +32,10 @@ class Task(BaseModel):
     owner: str = ""
     tags: list[str] = []
 
-    def resolve_owner(self, loader=Loader(owners)):  # type: ignore[no-untyped-def]
+    def resolve_owner(self, loader=Loader(owners)):
         return loader.load(self.owner_id)
 
-    def resolve_tags(self, loader=Loader(TagsOfTask)):  # type: ignore[no-untyped-def]
+    def resolve_tags(self, loader=Loader(TagsOfTask)):
         return loader.load(self.id)
 
 

@@ -14,22 +14,22 @@ from typing import Any
 from work import log
 
 _MODULES = {
-    "starlette": ("starlette", "with_starlette:app"),
-    "fastapi": ("fastapi", "with_fastapi:app"),
-    "fastapi-dependency": ("fastapi", "with_fastapi:app_with_dependency"),
-    "litestar": ("litestar", "with_litestar:app"),
+    "starlette": ("starlette", "with_starlette", "app"),
+    "fastapi": ("fastapi", "with_fastapi", "app"),
+    "fastapi-dependency": ("fastapi", "with_fastapi", "app_with_dependency"),
+    "litestar": ("litestar", "with_litestar", "app"),
 }
 
-#: The names of those whose framework is installed.
-FRAMEWORKS = [name for name, (package, _) in _MODULES.items() if find_spec(package)]
-
-_apps: dict[str, Any] = {}
+_apps: dict[str, Any] = {
+    name: getattr(import_module(module), attribute)
+    for name, (package, module, attribute) in _MODULES.items()
+    if find_spec(package)
+}
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] == "lifespan":
-        await _lifespan(receive, send)
-        return
+        raise RuntimeError("there is nothing to start in here")
     path = scope["path"]
     _, first, rest = path.split("/", 2)
     if first == "log":
@@ -41,16 +41,6 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     except Exception as exc:
         log[path].append(type(exc).__name__)
         raise
-
-
-async def _lifespan(receive: Any, send: Any) -> None:
-    await receive()
-    for name in FRAMEWORKS:
-        module, attribute = _MODULES[name][1].split(":")
-        _apps[name] = getattr(import_module(module), attribute)
-    await send({"type": "lifespan.startup.complete"})
-    await receive()
-    await send({"type": "lifespan.shutdown.complete"})
 
 
 async def _respond(send: Any, content: object) -> None:
