@@ -31,7 +31,7 @@ DONE        all loads are settled; a cancelled function may still be cleaning up
 from __future__ import annotations
 
 from collections.abc import Awaitable, Iterable, Iterator, Sequence
-from itertools import chain, compress
+from itertools import chain, compress, count
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ._backend import Waiters, wake_all
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from .schedules import Schedule
 
 __all__ = ("TRANSITIONS", "Batch", "BatchRules", "new_handle")
+
+_numbers = count(1)
 
 OPEN: Final = "open"
 SEALED: Final = "sealed"
@@ -82,6 +84,8 @@ class BatchRules(ResultRules, Protocol):
 
     def _take_deletions(self) -> list[Any]: ...
 
+    def _delete_values(self, cache_keys: list[Any]) -> None: ...
+
     def _batch_left(self, batch: Batch) -> None: ...
 
 
@@ -114,8 +118,7 @@ class Batch:
     reason: str | None = None
     #: Cache keys that were cleared since: their values are not to be stored anywhere.
     cleared: frozenset[Any] = frozenset()
-    #: For hooks; 0 where there are none.
-    number: int = 0
+    _number: int = 0
     #: How many loads are still wanted. Changed by the loader when it adds a load, by ``share``,
     #: ``join``, ``give_up``, ``revive`` and ``_sift``.
     live: int = 0
@@ -150,6 +153,13 @@ class Batch:
         self.load_manys: dict[LoadManyHandle[Any], None] = {}
         #: load_manys that wait for some entry to settle.
         self.watchers: Waiters = {}
+
+    @property
+    def number(self) -> int:
+        """For hooks: unique in the process, and not given before one asks for it."""
+        if not self._number:
+            self._number = next(_numbers)
+        return self._number
 
     # What schedules see (BatchView)
 

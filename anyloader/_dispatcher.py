@@ -39,7 +39,7 @@ from ._batch import Batch, BatchRules
 from ._errors import LoaderClosedError
 from ._handle import running_batch
 from ._results import excerpt, wrong_result
-from .hooks import BatchStarted, Hook
+from .hooks import BatchStarted, Hook, watches
 from .schedules import Manual, Polling, quiescent
 
 if sys.version_info < (3, 11):
@@ -339,6 +339,7 @@ class Dispatcher:
         running_batch.set(batch)
         rules = batch.rules
         if rules._hooks is not None:
+            watches.set(rules._hooks.watches)
             rules._hooks(BatchStarted(batch.name, batch.number, batch.keys))
         missing = None if rules.value_cache is None else await _values.ask(batch)
         if batch.is_done:

@@ -257,7 +257,7 @@ class LoadHandle(_Driven[V_co]):
             origin = running_batch.get()
             if origin is not None:
                 origin.begin_wait((batch,))
-            waiter = batch.dispatcher.backend.new_waiter()
+            waiter: Any = batch.dispatcher.backend.new_waiter()
             if self._waiters is None:
                 self._waiters = waiter
             else:
@@ -274,10 +274,12 @@ class LoadHandle(_Driven[V_co]):
                     origin.end_wait((batch,))
         value = self._value
         if type(value) is Failure and outcome:
+            # The traceback will hold this frame, which shall hold nothing that holds the error.
+            batch = waiter = origin = None
             try:
                 raise value.renewed()
             finally:
-                del self, value  # the traceback holds this frame, which shall not hold them
+                del self, value
         result: Any = value
         return result  # type: ignore[no-any-return]
 
@@ -339,8 +341,9 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
 
     def __await__(self) -> Generator[Any, Any, list[V]]:
         failure = (yield from self._until_settled()) if self._batches else None
+        values: list[Any] = []
         if failure is None:
-            values: list[Any] = [handle._value for handle in self._handles]
+            values = [handle._value for handle in self._handles]
             if Failure not in set(map(type, values)):
                 return values
             if self._return_exceptions:
@@ -350,7 +353,7 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
         try:
             raise failure.renewed()
         finally:
-            del self, failure  # the traceback holds this frame, which shall not hold them
+            del self, failure, values  # as in LoadHandle
 
     def _until_settled(self) -> Generator[Any, Any, Failure | None]:
         pending = [batch for batch in self._batches if not batch.is_done]

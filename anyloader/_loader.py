@@ -14,7 +14,7 @@ from collections.abc import (
     Sequence,
 )
 from functools import partial
-from itertools import count, repeat
+from itertools import repeat
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypedDict, TypeVar, cast, overload
 
@@ -27,7 +27,7 @@ from ._errors import LoaderNotOpenError
 from ._handle import NOBODY, Failure, LoadHandle, LoadManyHandle, failure_of, running_batch
 from ._results import log_exception
 from ._statistics import LoaderStatistics
-from .hooks import BatchOpened, Event, Hook, Hooks, LoadHit, LoadQueued
+from .hooks import BatchOpened, Event, Hook, Hooks, LoadHit, LoadQueued, watches
 from .schedules import Manual, Schedule, quiescent
 
 if TYPE_CHECKING:
@@ -57,8 +57,6 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 _new = object.__new__
-#: Of batches, for hooks.
-_numbers = count(1)
 
 _CO_ASYNC_GENERATOR = 0x200
 
@@ -348,8 +346,11 @@ class DataLoader(Generic[K, V]):
         """Run there, for good."""
         self._dispatcher = dispatcher
         if dispatcher.hooks:
-            self._hooks = Hooks((*self.hooks, *dispatcher.hooks))
+            own = () if self._hooks is None else self._hooks.hooks
+            self._hooks = Hooks((*own, *dispatcher.hooks))
         dispatcher.attach(self)
+        for watch in watches.get():
+            watch.add(self)
 
     @property
     def _is_manual(self) -> bool:
@@ -533,13 +534,14 @@ class DataLoader(Generic[K, V]):
             self._hooks(event)
 
     def _open_batch(self) -> Batch:
+        for watch in watches.get():
+            watch.add(self)
         dispatcher = cast(Dispatcher, self._dispatcher)
         batch = Batch(self, dispatcher, self.schedule, self._keyed)
         # First a task, then a key: a group that takes no more tasks leaves no trace.
         dispatcher.open(batch)
         self._open = batch
         if self._hooks is not None:
-            batch.number = next(_numbers)
             self._hooks(BatchOpened(self.name, batch.number))
         return batch
 

@@ -18,18 +18,24 @@ async def ask(batch: Batch) -> list[tuple[Any, LoadHandle[Any]]]:
     """
     Settle what the value cache has; return the rest, by cache key, to be stored later.
 
-    What was cleared is deleted there first. Both are left out where they fail.
+    What was cleared is deleted there first; if that fails the next batch tries again, and until
+    then these keys are neither asked for nor stored.
     """
     rules = batch.rules
     cache = rules.value_cache
     if cache is None:
         return []
     cleared = rules._take_deletions()
+    deleted: Any = _FAILED
     if cleared:
-        await _try(batch, "delete_many", cache.delete_many, cleared)
+        try:
+            deleted = await _try(batch, "delete_many", cache.delete_many, cleared)
+        finally:
+            if deleted is _FAILED:  # or cancelled
+                rules._delete_values(cleared)
     entries = [(rules._cache_key(key), entry) for key, entry in zip(batch.keys_, batch.entries)]
     distinct = list(dict.fromkeys(cache_key for cache_key, _ in entries))
-    # Those cleared a moment ago are still in there if deleting them has failed.
+    # Those whose deletion has failed, or that were cleared a moment ago, are still in there.
     asked = [cache_key for cache_key in distinct if cache_key not in batch.cleared]
     found = await _try(batch, "get_many", cache.get_many, asked) if asked else {}
     if found is _FAILED:

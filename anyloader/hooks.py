@@ -10,7 +10,8 @@ the task and the context of the caller, all others in the task of the batch;
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from contextvars import ContextVar
+from typing import Any, NamedTuple, Protocol
 
 from ._results import log_exception
 
@@ -151,17 +152,35 @@ class Hooks:
     Loaders with no hooks at all have no such object.
     """
 
-    __slots__ = ("_hooks", "_logged")
+    __slots__ = ("_logged", "hooks", "watches")
 
     def __init__(self, hooks: tuple[Hook, ...]) -> None:
-        self._hooks = hooks
+        self.hooks = hooks
+        #: Those of the hooks that are there for a while only.
+        self.watches: tuple[Watch, ...] = ()
         self._logged: set[int] = set()
 
     def __call__(self, event: Event) -> None:
-        for number, hook in enumerate(self._hooks):
+        hooks: tuple[Hook, ...] = (*self.hooks, *self.watches)
+        for hook in hooks:
             try:
                 hook(event)
             except Exception:
-                if number not in self._logged:
-                    self._logged.add(number)
+                if id(hook) not in self._logged:
+                    self._logged.add(id(hook))
                     log_exception(f"hook {hook!r} raised; it will not be logged again")
+
+
+class Watch(Protocol):
+    """A hook for all loaders that are used in a block of code."""
+
+    def add(self, loader: Any, /) -> None:
+        """Hear of this loader too."""
+        ...
+
+    def __call__(self, event: Event, /) -> object: ...
+
+
+#: Those of the blocks around the running code. Looked at where a loader is opened or opens a batch;
+#: a batch function runs in the blocks that watch its loader.
+watches: ContextVar[tuple[Watch, ...]] = ContextVar("anyloader_watches", default=())

@@ -1,15 +1,22 @@
 """Sphinx configuration. Nothing is fetched: the build needs no network."""
 
+import sys
 from importlib.metadata import version as installed_version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "anyloader"
 author = "anyloader contributors"
 copyright = "anyloader contributors"
 release = version = installed_version("anyloader")
 
-extensions = ["sphinx.ext.autodoc"]
+extensions = ["sphinx.ext.autodoc", "batch_states"]
+exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"anyloader {release}"
+html_static_path = ["_static"]
+html_css_files = ["anyloader.css"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -24,4 +31,10 @@ nitpick_ignore_regex = [
     ),
     (r"py:class", r"(anyloader\.\w+\.)?[A-Z](_co|_contra)?"),
     (r"py:class", r"CapacityLimiter|TaskGroup"),
+    # Bases that the reference of another project describes, and helpers for type checkers.
+    (r"py:class", r"(graphql|strawberry)\..*"),
+    (
+        r"py:class",
+        r"(anyloader\.\w+\.)?(Hook|LoaderOptions|_Decorator|AllOptions|Watch|ExecutionContext)",
+    ),
 ]

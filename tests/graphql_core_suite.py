@@ -167,9 +167,7 @@ def use_anyio_executor() -> None:
 
         # What it overrides raises where a payload would come later, so its methods go first.
         module.IncrementalExecutor = AnyioExecutor
-        module.ExecutorThrowingOnIncremental = type(
-            "AnyioThrowing", (throwing, AnyioExecutor), {}
-        )
+        module.ExecutorThrowingOnIncremental = type("AnyioThrowing", (throwing, AnyioExecutor), {})
     else:
         module.ExecutionContext = AnyioExecutor
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from anyio.lowlevel import checkpoint
 
-ariadne = pytest.importorskip("ariadne")
+if TYPE_CHECKING:
+    import ariadne
+else:
+    ariadne = pytest.importorskip("ariadne")
 
-from anyloader import LoaderScope, batch_loader  # noqa: E402
-from anyloader.integrations.graphql import AnyioExecutor  # noqa: E402
+from anyloader import LoaderScope, batch_loader
+from anyloader.integrations.graphql import AnyioExecutor
 
 pytestmark = pytest.mark.anyio
 

@@ -642,10 +642,12 @@ class Machine(RuleBasedStateMachine):
         return (Stop() if kind == "stop" else "cancel"), CANCELLED
 
     def _tell(self, call: Call, order: Any, kind: str) -> None:
-        if kind == "stop":
-            self.model.leave(cancelled=True)
-            self.left = self.left or order
         self.get_world().step(lambda: call.tell(order))
+        if kind == "stop":
+            # Its token may have let another one start before the end of the group was known.
+            self._start_calls()
+            self.model.leave(cancelled=True)
+            self.left = order
         self._check()
 
     @precondition(lambda self: self.world and self.options.streams and self._running())
@@ -731,9 +733,7 @@ class Machine(RuleBasedStateMachine):
                 model.seal(batch)
             elif batch:
                 self.opened.setdefault(batch, self.now)
-            for call in world.calls:
-                if call.batch is None:
-                    self._start(call)
+            self._start_calls()
             for group in self.groups:
                 for waiter in group.waiters:
                     if waiter.expected is None and waiter.load.outcome is not None:
@@ -746,14 +746,19 @@ class Machine(RuleBasedStateMachine):
         states = [(id(batch), batch.state) for batch in model.batches]
         return states, waiting, model.state, sum(c.batch is not None for c in self.get_world().calls)
 
+    def _start_calls(self) -> None:
+        # What cannot start now may when time has gone on; what never can is found by _check.
+        for call in self.get_world().calls:
+            if call.batch is None:
+                self._start(call)
+
     def _start(self, call: Call) -> None:
         found = [b for b in self.model.waiting() if b.entries[0].key is call.keys[0]]
         if not found:
-            return  # not yet, or never: see _check
+            return
+        if self.options.tokens == sum(batch.state == "running" for batch in self.model.batches):
+            return
         (call.batch,) = found
-        tokens = self.options.tokens
-        running = sum(batch.state == "running" for batch in self.model.batches)
-        assert tokens is None or running < tokens, "more calls than tokens"
         keys = self.model.start(call.batch)
         assert [id(key) for key in keys] == [id(key) for key in call.keys], (keys, call.keys)
         if not self.options.held:

@@ -40,7 +40,7 @@ class LoaderScopeExtension(SchemaExtension):
     ``schema.execute_sync`` refuses it, as any extension that is async.
     """
 
-    async def on_execute(self) -> AsyncIterator[None]:  # type: ignore[override]
+    async def on_execute(self) -> AsyncIterator[None]:
         """Open the scope, and leave it after the operation; entering is no checkpoint."""
         async with LoaderScope():
             yield

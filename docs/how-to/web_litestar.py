@@ -15,5 +15,5 @@ async def show() -> list[str]:
     return await fetch_names.load_many([1, 2, 1])
 
 
-litestar = Litestar(route_handlers=[show])
+litestar = Litestar(route_handlers=[show], logging_config=None)
 app = LoaderScopeMiddleware(litestar)

@@ -1,0 +1,24 @@
+import anyio
+
+from anyloader import LoaderScope
+from anyloader.compat import DataLoader
+
+
+async def fetch_users(ids: list[int]) -> list[str]:
+    print("batch", ids)
+    return [f"user {id}" for id in ids]
+
+
+async def handle_request() -> None:
+    users: DataLoader[int, str] = DataLoader(fetch_users, max_batch_size=100)
+    print(await users.load_many([1, 2, 1]))
+
+
+async def main() -> None:
+    for _ in range(2):
+        async with LoaderScope():  # in a web application: the middleware
+            await handle_request()
+
+
+if __name__ == "__main__":
+    anyio.run(main)

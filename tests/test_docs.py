@@ -1,0 +1,230 @@
+"""Every block of code in the documentation runs, and prints what the page says it prints."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import anyio
+import pytest
+
+from anyloader._batch import TRANSITIONS
+from support import BACKENDS, backend_options
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+LIBRARIES = [name for name in ("asyncio", "trio") if name in BACKENDS]
+
+#: What only one of the libraries can run.
+ONLY_ON = {
+    "how-to/group_asyncio": "asyncio",
+    "how-to/group_trio": "trio",
+    "how-to/pydantic_resolve_app": "asyncio",
+    "how-to/sqlalchemy_async": "asyncio",
+    "how-to/compat_before": "asyncio",
+    "how-to/strawberry_before": "asyncio",
+}
+
+SNIPPETS = {
+    str(path.relative_to(DOCS).with_suffix("")): path
+    for path in sorted(DOCS.rglob("*.py"))
+    if "_build" not in path.parts and "_ext" not in path.parts and path.name != "conf.py"
+}
+PROGRAMS = {name: path for name, path in SNIPPETS.items() if path.with_suffix(".out").exists()}
+APPS = [name for name in SNIPPETS if name.startswith("how-to/web_")]
+TESTS = [name for name in SNIPPETS if Path(name).name.startswith("test_")]
+#: Imported by other snippets.
+MODULES = ["tutorial/library"]
+#: These leave hanging tasks behind, which is what they are there to show.
+OTHERS = ["explanation/failures", "explanation/on_trio"]
+
+PAGES = {
+    str(path.relative_to(ROOT)): path
+    for path in [*sorted(DOCS.rglob("*.rst")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    if "_build" not in path.parts
+}
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Import a snippet as its reader would: with the modules beside it within reach."""
+    before = dict(sys.modules)
+
+    def load(name: str) -> dict[str, Any]:
+        path = SNIPPETS[name]
+        monkeypatch.syspath_prepend(str(path.parent))
+        try:
+            return runpy.run_path(str(path), run_name=Path(name).name)
+        except ModuleNotFoundError as exc:
+            if exc.name in ("anyloader", "library") or str(exc.name).startswith("anyloader."):
+                raise
+            pytest.skip(f"{exc.name} is not installed")
+
+    yield load
+    for name in set(sys.modules) - set(before):
+        if str(DOCS) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+    if sys.modules.get("aiodataloader") is not before.get("aiodataloader"):
+        for name in list(sys.modules):
+            if name.split(".")[0] in ("aiodataloader", "pydantic_resolve"):
+                del sys.modules[name]
+
+
+def expected(name: str) -> str:
+    return PROGRAMS[name].with_suffix(".out").read_text()
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("name", [name for name in PROGRAMS if name not in OTHERS])
+def test_a_program_prints_what_the_page_says(
+    name: str, library: str, load: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if ONLY_ON.get(name, library) != library:
+        pytest.skip(f"for {ONLY_ON[name]}")
+    if name == "how-to/group_asyncio" and sys.version_info < (3, 11):
+        pytest.skip("asyncio.TaskGroup came with Python 3.11")
+    main = load(name)["main"]
+    backend, options = backend_options(library)
+    anyio.run(main, backend=backend, backend_options=options)
+    assert capsys.readouterr().out == expected(name)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("name", APPS)
+def test_a_web_application_sends_one_batch_for_each_request(
+    name: str, library: str, load: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    httpx: Any = pytest.importorskip("httpx")
+    app = load(name)["app"]
+
+    async def ask() -> None:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            for _ in range(2):
+                response = await client.get("/")
+                assert response.json() == ["user 1", "user 2", "user 1"]
+
+    backend, options = backend_options(library)
+    anyio.run(ask, backend=backend, backend_options=options)
+    assert capsys.readouterr().out == "batch [1, 2]\n" * 2
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_tests_in_the_documentation_pass(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-c", "empty.ini", "--rootdir", "."]
+    (tmp_path / "empty.ini").write_text("[pytest]\n")
+    done = subprocess.run(
+        [*command, "-p", "no:cacheprovider", str(SNIPPETS[name])],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    tests = len(re.findall("^async def test_", SNIPPETS[name].read_text(), re.MULTILINE))
+    assert f"{tests * len(LIBRARIES)} passed" in done.stdout
+
+
+def installed(library: str) -> bool:
+    module = {"Strawberry": "strawberry"}.get(library, library)
+    return importlib.util.find_spec(module) is not None
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_loaders_fail_as_the_explanation_says(name: str) -> None:
+    if name == "explanation/on_trio":
+        pytest.importorskip("trio")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(SNIPPETS[name])],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [
+        line
+        for line in expected(name).splitlines()
+        if len(line.split()) < 2 or installed(line.split()[0])
+    ]
+    assert done.stdout.splitlines() == lines
+
+
+def test_every_snippet_is_tested() -> None:
+    tested = {*PROGRAMS, *APPS, *TESTS, *MODULES}
+    assert set(SNIPPETS) - tested == set()
+    assert set(ONLY_ON) <= set(SNIPPETS)
+
+
+@pytest.mark.parametrize("name", [name for name in SNIPPETS if name not in OTHERS])
+def test_every_snippet_is_on_a_page(name: str) -> None:
+    path = SNIPPETS[name]
+    pages = [page for page in path.parent.glob("*.rst") if path.name in page.read_text()]
+    assert pages, f"no page beside {path} shows it"
+
+
+# --- pages ---
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.endswith(".rst")])
+def test_python_on_a_page_comes_from_a_file(page: str) -> None:
+    text = PAGES[page].read_text()
+    assert re.findall(r"^ *\.\. code-block:: *python", text, re.MULTILINE) == []
+    assert re.findall(r"^ *\.\. code-block:: *$", text, re.MULTILINE) == []
+    assert re.findall(r"::$", re.sub(r"^ *\.\. .*$", "", text, flags=re.MULTILINE), re.M) == []
+
+
+def readme_programs() -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_the_program_in_the_readme_prints_one_batch(
+    library: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (program,) = readme_programs()
+    module = ModuleType("readme")
+    # Run by the test, on either backend, instead of by its last line.
+    exec(
+        compile(re.sub(r"^anyio\.run.*$", "", program, flags=re.M), "README", "exec"), vars(module)
+    )
+    backend, options = backend_options(library)
+    assert inspect.iscoroutinefunction(module.main)
+    anyio.run(module.main, backend=backend, backend_options=options)
+    first, *lines = capsys.readouterr().out.splitlines()
+    match = re.fullmatch(r"batch function called with (\[.*\])", first)
+    assert match is not None
+    assert sorted(re.findall(r"\d", match[1])) == ["1", "2", "3"]
+    assert sorted(lines) == ["1 -> 1", "2 -> 4", "2 -> 4", "3 -> 9"]
+
+
+# --- tables ---
+
+
+def test_the_drawing_of_a_batch_shows_every_state_and_every_move() -> None:
+    pytest.importorskip("docutils")
+    draw = runpy.run_path(str(DOCS / "_ext" / "batch_states.py"))["draw"]
+    shown = re.findall(r"<text [^>]*>([^<]*)</text>", draw(TRANSITIONS))
+    states, moves = list(TRANSITIONS), [event for m in TRANSITIONS.values() for event in m]
+    assert sorted(", ".join(shown).split(", ")) == sorted([*states, *moves])
+
+
+def test_the_page_on_moving_names_every_argument_of_aiodataloader() -> None:
+    aiodataloader: Any = pytest.importorskip("aiodataloader")
+    text = (DOCS / "how-to" / "move-from-aiodataloader.rst").read_text()
+    for name in inspect.signature(aiodataloader.DataLoader).parameters:
+        assert f"``{name}``" in text
+
+
+def test_the_page_on_moving_names_every_argument_of_strawberry() -> None:
+    strawberry: Any = pytest.importorskip("strawberry.dataloader")
+    text = (DOCS / "how-to" / "move-from-strawberry.rst").read_text()
+    for name in inspect.signature(strawberry.DataLoader).parameters:
+        assert f"``{name}``" in text

@@ -1,0 +1,80 @@
+"""What ``test_model.py`` and ``test_faults.py`` have found, shrunk to plain tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import pytest
+
+from anyloader import DataLoader
+from support import run_seeds, wait_all_tasks_blocked
+
+pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
+
+
+async def test_leaving_does_not_wait_for_a_stream_that_gave_all_that_was_awaited() -> None:
+    ended: list[str] = []
+
+    async def endless(keys: list[int]) -> AsyncIterator[tuple[int, int]]:
+        try:
+            await gate.wait()
+            yield keys[0], 1
+            await anyio.sleep_forever()
+        finally:
+            ended.append("cancelled")
+
+    async def wait_for(load: Any) -> None:
+        assert await load == 1
+        ended.append("got it")
+
+    gate = anyio.Event()
+    with anyio.fail_after(1):
+        async with anyio.create_task_group() as tg:
+            async with DataLoader(endless) as loader:
+                tg.start_soon(wait_for, loader.load(1))
+                loader.load(2)
+                await wait_all_tasks_blocked()
+                tg.start_soon(anyio.lowlevel.checkpoint)
+                tg.start_soon(_set_later, gate)
+    assert sorted(ended) == ["cancelled", "got it"]
+
+
+async def _set_later(event: anyio.Event) -> None:
+    await anyio.sleep(0.1)
+    event.set()
+
+
+async def _many_that_fails_early() -> list[str]:
+    """A load_many raises its first error while another of its batches still runs."""
+    events: list[str] = []
+
+    async def fetch(keys: list[int]) -> list[int]:
+        if keys == [1]:
+            await anyio.sleep(0.1)
+            raise ValueError
+        try:
+            await anyio.sleep_forever()
+        except BaseException:
+            events.append("cancelled")
+            raise
+        return keys
+
+    async def wait_for(load: Any) -> None:
+        with pytest.raises(ValueError):
+            await load
+        events.append("failed")
+
+    with anyio.move_on_after(1) as scope:
+        async with anyio.create_task_group() as tg:
+            async with DataLoader(fetch, max_batch_size=1) as loader:
+                tg.start_soon(wait_for, loader.load_many([1, 2]))
+                await wait_all_tasks_blocked()
+    if scope.cancelled_caught:
+        events.append("hung")
+    return sorted(events)
+
+
+def test_leaving_does_not_wait_for_what_a_failed_load_many_left(shuffled_backend: str) -> None:
+    assert run_seeds(shuffled_backend, range(50), _many_that_fails_early) == ["cancelled", "failed"]

@@ -1,0 +1,241 @@
+"""Strawberry: as it is on asyncio, and with `AnyioExecutionContext` on every backend."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+if TYPE_CHECKING:
+    import strawberry
+else:
+    strawberry = pytest.importorskip("strawberry")
+
+from anyloader import DataLoader, LoaderClosedError, batch_loader, current_scope
+from anyloader.integrations.strawberry import (
+    AnyioExecutionContext,
+    LoaderScopeExtension,
+)
+from support import run_seeds, wait_all_tasks_blocked
+
+pytestmark = pytest.mark.anyio
+
+calls: list[tuple[str, list[int]]] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_calls() -> None:
+    calls.clear()
+
+
+@batch_loader
+async def names(keys: list[int]) -> list[str]:
+    calls.append(("names", sorted(keys)))
+    await checkpoint()
+    return [f"user {key}" for key in keys]
+
+
+@batch_loader
+async def posts_of(keys: list[int]) -> list[list[int]]:
+    calls.append(("posts", sorted(keys)))
+    await checkpoint()
+    return [[key * 10 + number for number in range(1 + key % 3)] for key in keys]
+
+
+@strawberry.type
+class Post:
+    id: int
+
+    @strawberry.field
+    async def author(self) -> User:
+        await checkpoint()
+        return User(id=self.id * 10)
+
+
+@strawberry.type
+class User:
+    id: int
+
+    @strawberry.field
+    async def name(self) -> str:
+        return await names.load(self.id)
+
+    @strawberry.field
+    async def posts(self) -> list[Post]:
+        return [Post(id=id) for id in await posts_of.load(self.id)]
+
+    @strawberry.field
+    async def shared(self) -> str | None:
+        return await names.load(0)
+
+    @strawberry.field
+    async def boom(self) -> int:
+        await checkpoint()
+        if self.id == 1:
+            raise ValueError("boom")
+        return 1
+
+
+@strawberry.type
+class Query:
+    @strawberry.field
+    async def users(self) -> list[User]:
+        await checkpoint()
+        return [User(id=id) for id in (1, 2, 3)]
+
+    @strawberry.field
+    async def user(self, id: int) -> User | None:
+        await checkpoint()
+        return User(id=id)
+
+    @strawberry.field
+    async def scope(self) -> str:
+        return str(id(current_scope()))
+
+    @strawberry.field
+    async def forever(self) -> int:
+        names.load(1)
+        await anyio.sleep_forever()
+        return 1
+
+
+@strawberry.type
+class Mutation:
+    @strawberry.mutation
+    async def rename(self, id: int) -> User:
+        await checkpoint()
+        return User(id=id)
+
+
+@strawberry.type
+class Subscription:
+    @strawberry.subscription
+    async def ticks(self) -> AsyncIterator[int]:
+        for number in range(2):
+            await checkpoint()
+            yield number
+
+
+STOCK = strawberry.Schema(Query, Mutation, Subscription, extensions=[LoaderScopeExtension])
+ANYIO = strawberry.Schema(
+    Query,
+    Mutation,
+    Subscription,
+    extensions=[LoaderScopeExtension],
+    execution_context_class=AnyioExecutionContext,
+)
+
+
+@pytest.fixture(params=["AnyioExecutionContext", "stock"])
+def schema(request: pytest.FixtureRequest, anyio_backend_name: str) -> Any:
+    if request.param == "AnyioExecutionContext":
+        return ANYIO
+    if anyio_backend_name == "trio":
+        pytest.skip("Strawberry itself runs on asyncio only")
+    return STOCK
+
+
+async def test_queries_and_mutations_are_executed(schema: Any) -> None:
+    result = await schema.execute("{users {name}}")
+    assert result.errors is None
+    assert result.data == {"users": [{"name": f"user {id}"} for id in (1, 2, 3)]}
+    result = await schema.execute("mutation {rename(id: 5) {name}}")
+    assert result.errors is None
+    assert result.data == {"rename": {"name": "user 5"}}
+
+
+QUERY = "{users {name posts {author {name posts {author {name}}}}}}"
+
+
+def test_each_level_is_one_batch(shuffled_backend: str) -> None:
+    async def batches(schema: Any) -> list[tuple[str, list[int]]]:
+        calls.clear()
+        result = await schema.execute(QUERY)
+        assert result.errors is None
+        return sorted(calls)
+
+    authors = [100, 110, 200, 210, 220, 300]
+    last = [(author * 10 + number) * 10 for author in authors for number in range(1 + author % 3)]
+    expected = sorted(
+        [(name, keys) for name in ("names", "posts") for keys in ([1, 2, 3], authors)]
+        + [("names", last)]
+    )
+    assert run_seeds(shuffled_backend, range(20), batches, ANYIO) == expected
+    if shuffled_backend != "trio":
+        assert run_seeds(shuffled_backend, range(20), batches, STOCK) == expected
+
+
+async def test_a_failing_sibling_leaves_the_load_of_a_shared_key_alone(schema: Any) -> None:
+    result = await schema.execute("{a: user(id: 1) {boom shared} b: user(id: 2) {boom shared}}")
+    assert result.data == {"a": None, "b": {"boom": 1, "shared": "user 0"}}
+    assert [(error.message, error.path) for error in result.errors] == [("boom", ["a", "boom"])]
+    assert calls == [("names", [0])]
+
+
+async def test_each_operation_has_a_scope_of_its_own(schema: Any) -> None:
+    first = await schema.execute("{a: scope b: scope}")
+    second = await schema.execute("{users {name} a: scope}")
+    assert first.data["a"] == first.data["b"]
+    assert second.errors is None
+    await schema.execute("{users {name}}")
+    assert calls == [("names", [1, 2, 3])] * 2
+
+
+async def test_a_cancelled_operation_leaves_nothing_behind(schema: Any) -> None:
+    async def cancel() -> None:
+        await wait_all_tasks_blocked()
+        scope.cancel()
+
+    scope = anyio.CancelScope()
+    async with anyio.create_task_group() as tg:
+        with scope:
+            tg.start_soon(cancel)
+            await schema.execute("{forever users {name}}")
+    assert scope.cancelled_caught
+
+
+async def test_a_handle_of_an_ended_scope_is_an_error_in_the_response() -> None:
+    async with DataLoader(names) as closed:
+        pass
+
+    @strawberry.type
+    class Late:
+        @strawberry.field
+        async def name(self) -> str | None:
+            return str(await closed.load(1))
+
+        @strawberry.field
+        async def one(self) -> int:
+            return 1
+
+    schema = strawberry.Schema(Late, execution_context_class=AnyioExecutionContext)
+    with anyio.fail_after(5):
+        result = await schema.execute("{name one}")
+    assert result.data == {"name": None, "one": 1}
+    assert result.errors
+    assert isinstance(result.errors[0].original_error, LoaderClosedError)
+
+
+def test_execute_sync_refuses_the_scope() -> None:
+    result = ANYIO.execute_sync("{__typename}")
+    assert result.errors
+    assert "failed to complete synchronously" in result.errors[0].message
+
+
+@pytest.mark.only_on("asyncio")
+async def test_subscriptions_are_as_ever_under_asyncio(schema: Any) -> None:
+    stream = await schema.subscribe("subscription {ticks}")
+    assert [result.data async for result in stream] == [{"ticks": 0}, {"ticks": 1}]
+
+
+async def test_it_answers_over_asgi(schema: Any) -> None:
+    httpx = pytest.importorskip("httpx")
+    asgi = pytest.importorskip("strawberry.asgi")
+    transport = httpx.ASGITransport(asgi.GraphQL(schema))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        response = await client.post("/", json={"query": "{users {name}}"})
+    assert response.status_code == 200
+    assert response.json()["data"] == {"users": [{"name": f"user {id}"} for id in (1, 2, 3)]}

@@ -1,0 +1,568 @@
+"""Contract 6.7: a second level of cache, which may fail in every way without failing a load."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import anyio
+import pytest
+
+from anyloader import DataLoader, LoadCancelledError, LoaderScope, ValueCache, schedules
+from anyloader.hooks import (
+    BatchCancelled,
+    BatchFinished,
+    BatchStarted,
+    Event,
+    ValueCacheFailed,
+    ValueCacheHit,
+    ValueCacheMiss,
+)
+from support import Recorder, wait_all_tasks_blocked
+
+pytestmark = pytest.mark.anyio
+
+
+class Store:
+    """A value cache in a dict, which remembers how it was called."""
+
+    def __init__(self, values: Mapping[Any, Any] | None = None) -> None:
+        self.values = dict(values or {})
+        self.calls: list[tuple[str, Any]] = []
+
+    async def get_many(self, keys: Sequence[Any]) -> Mapping[Any, Any]:
+        self.calls.append(("get", list(keys)))
+        return {key: self.values[key] for key in keys if key in self.values}
+
+    async def set_many(self, items: Mapping[Any, Any]) -> None:
+        self.calls.append(("set", dict(items)))
+        self.values.update(items)
+
+    async def delete_many(self, keys: Sequence[Any]) -> None:
+        self.calls.append(("delete", list(keys)))
+        for key in keys:
+            self.values.pop(key, None)
+
+
+class Boom(Exception):
+    pass
+
+
+# --- asked once per batch, before the batch function ---
+
+
+async def test_only_what_the_value_cache_does_not_have_reaches_the_batch_function() -> None:
+    store, fetch = Store({1: "one", 3: "three"}), Recorder(str)
+    async with DataLoader(fetch, value_cache=store) as loader:
+        assert await loader.load_many([1, 2, 3, 4]) == ["one", "2", "three", "4"]
+    assert fetch.calls == [[2, 4]]
+    assert store.calls == [("get", [1, 2, 3, 4]), ("set", {2: "2", 4: "4"})]
+
+
+async def test_it_is_asked_once_for_each_batch() -> None:
+    store = Store()
+    async with DataLoader(Recorder(str), max_batch_size=2, value_cache=store) as loader:
+        await loader.load_many([1, 2, 3])
+        await loader.load_many([1, 2, 3])
+    assert [call for call in store.calls if call[0] == "get"] == [("get", [1, 2]), ("get", [3])]
+
+
+async def test_a_batch_that_it_answers_whole_calls_no_batch_function() -> None:
+    store, fetch = Store({1: "one"}), Recorder(str)
+    async with DataLoader(fetch, value_cache=store) as loader:
+        assert await loader.load(1) == "one"
+        assert loader.statistics()[:5] == (1, 0, 0, 0, 0)  # loads, hits, shared, keys, batches
+    assert fetch.calls == []
+    assert store.calls == [("get", [1])]
+
+
+async def test_none_is_a_value() -> None:
+    store, fetch = Store({1: None}), Recorder[int, None](lambda key: None)
+    async with DataLoader(fetch, value_cache=store) as loader:
+        assert await loader.load_many([1, 2]) == [None, None]
+    assert fetch.calls == [[2]]
+    assert store.values == {1: None, 2: None}
+
+
+async def test_a_second_loader_gets_what_the_first_one_has_loaded() -> None:
+    store, fetch = Store(), Recorder(str)
+    for _ in range(2):
+        async with LoaderScope(), DataLoader(fetch, value_cache=store) as loader:
+            assert await loader.load(1) == "1"
+    assert fetch.calls == [[1]]
+
+
+async def test_what_the_loader_has_itself_it_does_not_ask_for() -> None:
+    store = Store({2: "stale"})
+    async with DataLoader(Recorder(str), value_cache=store) as loader:
+        await loader.load(1)
+        loader.prime(2, "primed")
+        assert await loader.load_many([1, 2]) == ["1", "primed"]
+    assert store.calls == [("get", [1]), ("set", {1: "1"})]
+
+
+async def test_its_keys_are_cache_keys_and_the_function_gets_the_keys() -> None:
+    store, fetch = Store({"A": 0}), Recorder[str, int](lambda key: 1)
+    async with DataLoader(fetch, get_cache_key=str.upper, value_cache=store) as loader:
+        assert await loader.load_many(["a", "b", "B"]) == [0, 1, 1]
+    assert fetch.calls == [["b"]]
+    assert store.calls == [("get", ["A", "B"]), ("set", {"B": 1})]
+
+
+async def test_with_the_cache_off_each_key_is_asked_for_once_and_every_load_is_answered() -> None:
+    store, fetch = Store({1: "one"}), Recorder(str)
+    async with DataLoader(fetch, cache=False, value_cache=store) as loader:
+        assert await loader.load_many([1, 2, 1, 2]) == ["one", "2", "one", "2"]
+        loads = [loader.load(1), loader.load(2)]
+        assert [await load for load in loads] == ["one", "2"]
+    assert fetch.calls == [[2, 2]]
+    assert [call for call in store.calls if call[0] == "get"] == [("get", [1, 2])] * 2
+
+
+async def mapped(keys: list[int]) -> dict[int, str]:
+    return {key: str(key) for key in keys if key > 0}
+
+
+async def streamed(keys: list[int]) -> AsyncIterator[tuple[int, str]]:
+    for key in keys:
+        if key > 0:
+            yield key, str(key)
+
+
+@pytest.mark.parametrize("function", [mapped, streamed])
+async def test_mappings_and_streams_work_as_lists_do(function: Any) -> None:
+    store = Store({1: "one"})
+    async with DataLoader[int, Any](function, value_cache=store) as loader:
+        loads = [loader.load(key) for key in (1, 2, 2, -3)]
+        assert [await load for load in loads] == ["one", "2", "2", None]
+    assert store.values == {1: "one", 2: "2", -3: None}
+
+
+async def test_more_than_was_asked_for_is_not_taken() -> None:
+    class Generous(Store):
+        async def get_many(self, keys: Sequence[Any]) -> Mapping[Any, Any]:
+            return {9: "nine", 1: "one"}
+
+    fetch = Recorder(str)
+    async with DataLoader(fetch, value_cache=Generous()) as loader:
+        assert await loader.load_many([1, 2]) == ["one", "2"]
+        assert loader.peek(9) is None
+    assert fetch.calls == [[2]]
+
+
+async def test_hits_are_there_before_the_batch_function_returns() -> None:
+    gate = anyio.Event()
+    store = Store({1: "one"})
+    async with DataLoader(Recorder(str, gate=gate), value_cache=store) as loader:
+        first, second = loader.load(1), loader.load(2)
+        assert await first == "one"
+        assert second.status is second.Status.PENDING
+        gate.set()
+        assert await second == "2"
+
+
+# --- what is stored ---
+
+
+async def test_errors_are_not_stored() -> None:
+    async def mixed(keys: list[int]) -> list[Any]:
+        if 9 in keys:
+            raise Boom
+        return [Boom() if key < 0 else key for key in keys]
+
+    store = Store()
+    async with DataLoader(mixed, value_cache=store) as loader:
+        await loader.load_many([1, -1], return_exceptions=True)
+        await loader.load_many([9, 2], return_exceptions=True)
+        await loader.load(-2).wait()
+    assert store.values == {1: 1}
+    assert [items for what, items in store.calls if what == "set"] == [{1: 1}]
+
+
+async def test_nobody_waits_until_values_are_stored_but_the_way_out() -> None:
+    gate = anyio.Event()
+
+    class Slow(Store):
+        async def set_many(self, items: Mapping[Any, Any]) -> None:
+            await gate.wait()
+            await super().set_many(items)
+
+    store = Slow()
+    async with DataLoader(Recorder(str), value_cache=store) as loader:
+        assert await loader.load(1) == "1"
+        assert await loader.load(2) == "2"
+        assert store.values == {}
+        gate.set()
+    assert store.values == {1: "1", 2: "2"}
+
+
+async def test_a_cancelled_batch_stores_nothing() -> None:
+    store = Store()
+    with pytest.raises(Boom):
+        async with DataLoader(Recorder(str, gate=anyio.Event()), value_cache=store) as loader:
+            loader.load(1)
+            await wait_all_tasks_blocked()
+            raise Boom
+    assert store.calls == [("get", [1])]
+
+
+# --- clear ---
+
+
+async def test_clear_deletes_there_before_the_next_batch_asks() -> None:
+    store, fetch = Store({1: "old", 2: "old", 3: "old"}), Recorder(str)
+    async with DataLoader(fetch, value_cache=store) as loader:
+        assert await loader.load_many([1, 2, 3]) == ["old"] * 3
+        loader.clear(1).clear_many([2, 1])
+        assert store.values == {1: "old", 2: "old", 3: "old"}
+        assert await loader.load_many([1, 2, 3]) == ["1", "2", "old"]
+    assert store.calls[1:3] == [("delete", [1, 2]), ("get", [1, 2])]
+
+
+async def test_clear_deletes_a_key_that_was_never_loaded_here() -> None:
+    store = Store({1: "old"})
+    async with DataLoader(Recorder(str), value_cache=store) as loader:
+        assert await loader.clear(1).load(1) == "1"
+    assert store.values == {1: "1"}
+
+
+async def test_clear_all_deletes_what_the_loader_has_cached() -> None:
+    store = Store({1: "old", 2: "old"})
+    async with LoaderScope() as scope:
+        loader = DataLoader(Recorder(str), value_cache=store)
+        await loader.load(1)
+        scope.clear_all()
+        assert await loader.load_many([1, 2]) == ["1", "old"]
+        loader.clear_all()
+        assert await loader.load_many([1, 2]) == ["1", "2"]
+
+
+async def test_clear_deletes_by_cache_key() -> None:
+    store = Store({"A": "old"})
+    async with DataLoader(Recorder[str, str](str), get_cache_key=str.upper, value_cache=store) as loader:
+        assert await loader.clear("a").load("a") == "a"
+    assert store.calls[0] == ("delete", ["A"])
+
+
+async def test_what_is_cleared_in_flight_is_not_stored() -> None:
+    gate = anyio.Event()
+    store = Store()
+    async with DataLoader(Recorder(str, gate=gate), value_cache=store) as loader:
+        old = loader.load_many([1, 2])
+        await wait_all_tasks_blocked()
+        loader.clear(1)
+        gate.set()
+        assert await old == ["1", "2"]
+    assert store.values == {2: "2"}
+
+
+async def test_a_key_cleared_and_loaded_again_in_flight_is_fetched_and_stored_anew() -> None:
+    gate = anyio.Event()
+    store = Store({1: "old"})
+    versions = iter(("first", "second"))
+
+    async def fetch(keys: list[int]) -> list[str]:
+        version = next(versions)
+        if version == "first":
+            await gate.wait()
+        return [version] * len(keys)
+
+    async with DataLoader(fetch, value_cache=store) as loader:
+        old = loader.clear(1).load(1)
+        await wait_all_tasks_blocked()
+        new = loader.clear(1).load(1)
+        assert await new == "second"
+        gate.set()
+        assert await old == "first"
+    assert store.values == {1: "second"}
+
+
+async def test_clear_while_queued_deletes_before_this_batch_asks() -> None:
+    store, fetch = Store({1: "old"}), Recorder(str)
+    async with DataLoader(fetch, value_cache=store) as loader:
+        first = loader.load(1)
+        second = loader.clear(1).load(1)
+        assert [await first, await second] == ["1", "1"]
+    assert fetch.calls == [[1, 1]]
+    assert store.calls[0] == ("delete", [1])
+
+
+# --- what fails there never fails a load, and the hooks hear of it ---
+
+
+class Faulty(Store):
+    """Raises, or returns what it must not, in one of the operations."""
+
+    def __init__(self, operation: str, fault: Any, values: Mapping[Any, Any] | None = None) -> None:
+        super().__init__(values)
+        self.operation, self.fault = operation, fault
+
+    async def _fail(self, operation: str) -> Any:
+        if self.operation != operation:
+            return False
+        if isinstance(self.fault, BaseException):
+            raise self.fault
+        return True
+
+    async def get_many(self, keys: Sequence[Any]) -> Mapping[Any, Any]:
+        found = await super().get_many(keys)
+        return self.fault if await self._fail("get_many") else found
+
+    async def set_many(self, items: Mapping[Any, Any]) -> None:
+        await self._fail("set_many")
+        await super().set_many(items)
+
+    async def delete_many(self, keys: Sequence[Any]) -> None:
+        await self._fail("delete_many")
+        await super().delete_many(keys)
+
+
+class Failures:
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, ValueCacheFailed):
+            self.told.append((event.operation, repr(event.error)))
+
+
+@pytest.mark.parametrize("operation", ["get_many", "set_many", "delete_many"])
+async def test_an_operation_that_raises_is_told_and_no_load_fails(operation: str) -> None:
+    store, fetch, failures = Faulty(operation, Boom()), Recorder(str), Failures()
+    async with DataLoader(fetch, value_cache=store, hooks=[failures]) as loader:
+        assert await loader.clear(0).load_many([1, 2]) == ["1", "2"]
+        assert await loader.load(1) == "1"
+    assert fetch.calls == [[1, 2]]
+    assert failures.told == [(operation, "Boom()")]
+
+
+@pytest.mark.parametrize("operation", ["get_many", "set_many", "delete_many"])
+async def test_without_hooks_it_fails_in_silence(
+    operation: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        async with DataLoader(Recorder(str), value_cache=Faulty(operation, Boom())) as loader:
+            assert await loader.clear(1).load(1) == "1"
+    assert [record for record in caplog.records if record.name.startswith("anyloader")] == []
+
+
+@pytest.mark.parametrize("wrong", [["one", "two"], ["one"], None, "ab", 1], ids=repr)
+async def test_what_is_no_mapping_is_refused_and_told(wrong: object) -> None:
+    store, fetch, failures = Faulty("get_many", wrong), Recorder(str), Failures()
+    async with DataLoader(fetch, value_cache=store, hooks=[failures]) as loader:
+        assert await loader.load_many([1, 2]) == ["1", "2"]
+    error = TypeError(f"get_many() must return a mapping, not {wrong!r}")
+    assert failures.told == [("get_many", repr(error))]
+
+
+async def test_a_method_that_is_not_async_is_told_and_no_load_fails() -> None:
+    class Plain:
+        def get_many(self, keys: Sequence[Any]) -> Any:
+            return {}
+
+        set_many = delete_many = get_many
+
+    plain: Any = Plain()
+    failures = Failures()
+    async with DataLoader(Recorder(str), value_cache=plain, hooks=[failures]) as loader:
+        assert await loader.clear(0).load(1) == "1"
+    assert [operation for operation, _ in failures.told] == ["delete_many", "get_many", "set_many"]
+
+
+async def test_a_key_that_could_not_be_deleted_is_not_taken_from_there() -> None:
+    store, fetch = Faulty("delete_many", Boom(), {1: "stale", 2: "good"}), Recorder(str)
+    async with DataLoader(fetch, value_cache=store) as loader:
+        assert await loader.clear(1).load_many([1, 2]) == ["1", "good"]
+    assert fetch.calls == [[1]]
+
+
+async def test_deleting_is_tried_again_before_the_next_batch() -> None:
+    store = Faulty("delete_many", Boom(), {1: "stale"})
+    async with DataLoader(Recorder(str), value_cache=store) as loader:
+        await loader.clear(1).load(2)
+        store.operation = "none any more"
+        assert await loader.load(1) == "1"
+    assert [keys for what, keys in store.calls if what == "delete"] == [[1]]
+
+
+@pytest.mark.only_on("asyncio")  # where anybody can raise that
+@pytest.mark.parametrize("operation", ["get_many", "set_many"])
+async def test_a_value_cache_that_is_cancelled_ends_its_batch_and_hangs_nobody(
+    operation: str,
+) -> None:
+    store = Faulty(operation, None)
+    async with DataLoader(Recorder(str), value_cache=store) as loader:
+        store.fault = anyio.get_cancelled_exc_class()()
+        load = loader.load(1)
+        if operation == "get_many":
+            with pytest.raises(LoadCancelledError):
+                await load
+        else:
+            assert await load == "1"
+        store.operation = "none any more"
+        assert await loader.clear(1).load(1) == "1"
+
+
+# --- one that hangs ---
+
+
+class Hanging(Store):
+    def __init__(self, operation: str) -> None:
+        super().__init__()
+        self.operation = operation
+        self.cancelled = 0
+
+    async def _hang(self, operation: str) -> None:
+        if operation == self.operation:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                self.cancelled += 1
+
+    async def get_many(self, keys: Sequence[Any]) -> Mapping[Any, Any]:
+        await self._hang("get_many")
+        return await super().get_many(keys)
+
+    async def set_many(self, items: Mapping[Any, Any]) -> None:
+        await self._hang("set_many")
+
+    async def delete_many(self, keys: Sequence[Any]) -> None:
+        await self._hang("delete_many")
+        await super().delete_many(keys)
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("operation", ["get_many", "delete_many"])
+async def test_whoever_gives_up_on_one_that_hangs_ends_it_and_can_load_again(
+    operation: str,
+) -> None:
+    store, fetch = Hanging(operation), Recorder(str)
+    async with DataLoader(fetch, value_cache=store) as loader:
+        loader.clear(1)
+        with anyio.move_on_after(1) as scope:
+            await loader.load(1)
+        assert scope.cancelled_caught
+        await wait_all_tasks_blocked()
+        assert store.cancelled == 1
+        store.operation = "none any more"
+        assert await loader.load(1) == "1"
+    assert fetch.calls == [[1]]
+    assert ("delete", [1]) in store.calls  # tried again, if it was that
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("operation", ["get_many", "set_many", "delete_many"])
+async def test_one_that_hangs_does_not_outlive_a_block_that_raises(operation: str) -> None:
+    store = Hanging(operation)
+    with pytest.raises(Boom):
+        async with DataLoader(Recorder(str), value_cache=store) as loader:
+            loader.clear(1).load(1)
+            await anyio.sleep(1)
+            raise Boom
+    assert store.cancelled == 1
+
+
+@pytest.mark.virtual_time
+async def test_storing_that_hangs_holds_nobody_up_but_the_way_out_which_can_be_cancelled() -> None:
+    store = Hanging("set_many")
+    start = anyio.current_time()
+    with anyio.move_on_after(1) as scope:
+        async with DataLoader(Recorder(str), value_cache=store) as loader:
+            assert await loader.load(1) == "1"
+            assert await loader.load(2) == "2"
+            assert anyio.current_time() == start
+    assert scope.cancelled_caught
+    assert store.cancelled == 2
+
+
+# --- what the hooks hear ---
+
+
+async def test_the_hooks_hear_of_hits_and_misses() -> None:
+    events: list[Event] = []
+    store = Store({1: "one", 3: "three"})
+    async with DataLoader(
+        Recorder(str), name="it", value_cache=store, hooks=[events.append]
+    ) as loader:
+        await loader.load_many([1, 2, 3, 4])
+        await loader.load_many([1, 2])
+    number = next(event.batch for event in events if isinstance(event, BatchStarted))
+    started = next(i for i, event in enumerate(events) if isinstance(event, BatchStarted))
+    assert events[started : started + 4] == [
+        BatchStarted("it", number, (1, 2, 3, 4)),
+        ValueCacheHit("it", number, (1, 3)),
+        ValueCacheMiss("it", number, (2, 4)),
+        BatchFinished("it", number, 0),
+    ]
+
+
+async def test_a_batch_that_is_answered_whole_finishes() -> None:
+    events: list[Event] = []
+    async with DataLoader(
+        Recorder(str), name="it", value_cache=Store({1: "one"}), hooks=[events.append]
+    ) as loader:
+        await loader.load(1)
+    number = next(event.batch for event in events if isinstance(event, BatchStarted))
+    assert events[-2:] == [ValueCacheHit("it", number, (1,)), BatchFinished("it", number, 0)]
+
+
+async def test_a_batch_whose_last_wanted_keys_it_answers_is_cancelled() -> None:
+    """What remains has been given up, so the batch function is not called for it."""
+    events: list[Event] = []
+    gate = anyio.Event()
+
+    class Gated(Store):
+        async def get_many(self, keys: Sequence[Any]) -> Mapping[Any, Any]:
+            await gate.wait()
+            return await super().get_many(keys)
+
+    fetch = Recorder(str)
+    async with DataLoader(fetch, value_cache=Gated({1: "one"}), hooks=[events.append]) as loader:
+        wanted = loader.load(1)
+        async with anyio.create_task_group() as group:
+            group.start_soon(loader.load(2).wait)
+            await wait_all_tasks_blocked()
+            group.cancel_scope.cancel()
+        gate.set()
+        assert await wanted == "one"
+    assert fetch.calls == []
+    assert isinstance(events[-1], BatchCancelled)
+
+
+# --- arguments ---
+
+
+def test_a_value_cache_has_three_methods() -> None:
+    class Half:
+        async def get_many(self, keys: Sequence[Any]) -> Mapping[Any, Any]:
+            return {}
+
+    wrong: Any
+    for wrong in (Half(), {}, 1):
+        with pytest.raises(TypeError, match=r"value_cache of .* get_many, set_many, delete_many"):
+            DataLoader(Recorder(str), value_cache=wrong)
+
+
+def test_a_class_attribute_is_the_default() -> None:
+    store: ValueCache[int, str] = Store()
+
+    class Cached(DataLoader[int, str]):
+        value_cache = store
+
+        async def batch_load_fn(self, keys: list[int]) -> list[str]:
+            return [str(key) for key in keys]
+
+    assert Cached().value_cache is store
+    assert Cached(value_cache=None).value_cache is None
+
+
+async def test_a_manual_schedule_and_a_limiter_change_nothing() -> None:
+    store, fetch = Store({1: "one"}), Recorder(str)
+    async with DataLoader(
+        fetch, schedule=schedules.manual(), limiter=anyio.CapacityLimiter(1), value_cache=store
+    ) as loader:
+        loads = loader.load_many([1, 2])
+        loader.dispatch()
+        assert await loads == ["one", "2"]
+    assert fetch.calls == [[2]]
