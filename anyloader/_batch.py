@@ -144,6 +144,7 @@ class Batch:
     ) -> None:
         self.rules = rules
         self.dispatcher = dispatcher
+        self.backend = dispatcher.backend
         self.schedule = schedule
         #: Keys, cache keys and entries run in parallel. Appended to by the loader while OPEN,
         #: filtered by ``_sift`` only. Without ``get_cache_key`` the first two are one list.
@@ -184,7 +185,7 @@ class Batch:
         return self.state is OPEN
 
     def checkpoint(self) -> Awaitable[None]:
-        passing: Awaitable[None] = self.dispatcher.backend.checkpoint()
+        passing: Awaitable[None] = self.backend.checkpoint()
         return passing
 
     @property
@@ -397,7 +398,7 @@ class Batch:
                 for follower in followers[entry]:
                     self._settle_handle(follower, value)
         if waiting:
-            self.dispatcher.backend.wake(waiting)
+            self.backend.wake(waiting)
         for index, error in errors:
             self._consider_error(self.cache_keys[index], self.entries[index], error)
         self._after_settling()
@@ -409,7 +410,7 @@ class Batch:
         for value, entry in found:
             if entry._batch is not None:
                 self._settle_entry(entry, value)
-        wake_all(self.dispatcher.backend, self.watchers)
+        wake_all(self.backend, self.watchers)
         self._sift(abandoned_too=False)
         if not self.entries:
             self._move("settle")
@@ -446,7 +447,7 @@ class Batch:
         if entry._batch is None:
             raise wrong_result(rules, self.keys_, f"yielded {excerpt(key)} twice")
         self._settle_entry_by_value(cache_key, entry, value)
-        wake_all(self.dispatcher.backend, self.watchers)
+        wake_all(self.backend, self.watchers)
 
     def settle_rest(self) -> None:
         """The stream has ended: what it did not give is missing."""
@@ -487,7 +488,7 @@ class Batch:
         self._settle_entry(entry, outcome)
         self._sift_needed = True
         self._taken_out += 1
-        wake_all(self.dispatcher.backend, self.watchers)
+        wake_all(self.backend, self.watchers)
         if self.state is SEALED:
             self._sift(abandoned_too=False)
             if not self.live:
@@ -527,7 +528,7 @@ class Batch:
         handle._batch = None
         waiters = handle._waiters
         if waiters:
-            self.dispatcher.backend.wake(waiters if type(waiters) is dict else (waiters,))
+            self.backend.wake(waiters if type(waiters) is dict else (waiters,))
         handle._waiters = None
 
     def _after_settling(self) -> None:
@@ -535,7 +536,7 @@ class Batch:
             for handle, outcome in self._deferred.items():
                 self._settle_handle(handle, outcome)
         if self.watchers:
-            wake_all(self.dispatcher.backend, self.watchers)
+            wake_all(self.backend, self.watchers)
         self.dispatcher.batch_done(self)
         # A load_many, and the traceback of an error, may refer to its batch for long.
         self.entries, self.cache_keys, self.load_manys = [], [], {}

@@ -447,6 +447,9 @@ class Dispatcher:
                     batch.cancel("nobody awaited it when its scope was left", None)
             if self._outstanding or self._storing:
                 await delegate(park(self.backend, self._changed))
+        # What was cleared last has no next batch that would delete it for other processes.
+        for loader in self.loaders:
+            await _values.delete(loader)
 
     def _wanted(self) -> dict[Batch, None]:
         """

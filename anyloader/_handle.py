@@ -250,14 +250,16 @@ class LoadHandle(_Driven[V_co]):
         # All in one generator, with nothing to delegate to but the waiter: it runs for every load
         # that is awaited.
         batch = self._batch
-        if batch is not None and (batch.worker_scope is None or not batch.dispatcher.is_here()):
-            check_place(batch)
-            batch = self._batch
+        if batch is not None:
+            backend = batch.backend
+            if backend.current() is not backend.token or batch.worker_scope is None:
+                check_place(batch)
+                batch = self._batch
         if batch is not None:
             origin = running_batch.get()
             if origin is not None:
                 origin.begin_wait((batch,))
-            waiter: Any = batch.dispatcher.backend.new_waiter()
+            waiter: Any = batch.backend.new_waiter()
             if self._waiters is None:
                 self._waiters = waiter
             else:
@@ -303,7 +305,7 @@ class LoadHandle(_Driven[V_co]):
             batch.give_up(self)
 
     def _pending_backend(self) -> Backend | None:
-        return None if self._batch is None else self._batch.dispatcher.backend
+        return None if self._batch is None else self._batch.backend
 
     def __repr__(self) -> str:
         detail = f" of {self._batch!r}" if self._batch is not None else ""
@@ -387,7 +389,7 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
         """Wait for one handle after the other; return the failure that makes the rest pointless."""
         for handle in self._handles:
             while (batch := handle._batch) is not None:
-                yield from park(batch.dispatcher.backend, batch.watchers)
+                yield from park(batch.backend, batch.watchers)
             if type(handle._value) is Failure and not self._return_exceptions:
                 failure: Failure = handle._value
                 return failure
@@ -396,7 +398,7 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
     def _pending_backend(self) -> Backend | None:
         for batch in self._batches:
             if not batch.is_done:
-                return batch.dispatcher.backend
+                return batch.backend
         return None
 
     def __repr__(self) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from ._batch import Batch
+from ._batch import Batch, BatchRules
 from ._handle import Failure, LoadHandle
 from .hooks import ValueCacheFailed, ValueCacheHit, ValueCacheMiss
 
-__all__ = ("ask", "store")
+__all__ = ("ask", "delete", "store")
 
 _FAILED: Any = object()
 
@@ -25,24 +25,17 @@ async def ask(batch: Batch) -> list[tuple[Any, LoadHandle[Any]]]:
     cache = rules.value_cache
     if cache is None:
         return []
-    cleared = rules._take_deletions()
-    deleted: Any = _FAILED
-    if cleared:
-        try:
-            deleted = await _try(batch, "delete_many", cache.delete_many, cleared)
-        finally:
-            if deleted is _FAILED:  # or cancelled
-                rules._delete_values(cleared)
+    await delete(rules, batch.number)
     entries = [(rules._cache_key(key), entry) for key, entry in zip(batch.keys_, batch.entries)]
     distinct = list(dict.fromkeys(cache_key for cache_key, _ in entries))
     # Those whose deletion has failed, or that were cleared a moment ago, are still in there.
     asked = [cache_key for cache_key in distinct if cache_key not in batch.cleared]
-    found = await _try(batch, "get_many", cache.get_many, asked) if asked else {}
+    found = await _try(rules, batch.number, "get_many", cache.get_many, asked) if asked else {}
     if found is _FAILED:
         found = {}
     elif not isinstance(found, Mapping):
         error = TypeError(f"get_many() must return a mapping, not {found!r}")
-        _tell_failure(batch, "get_many", error)
+        _tell_failure(rules, batch.number, "get_many", error)
         found = {}
     if rules._hooks is not None:
         for event, there in (ValueCacheHit, True), (ValueCacheMiss, False):
@@ -54,6 +47,20 @@ async def ask(batch: Batch) -> list[tuple[Any, LoadHandle[Any]]]:
     return [(key, entry) for key, entry in entries if key not in found]
 
 
+async def delete(rules: BatchRules, batch: int = 0) -> None:
+    """Delete what was cleared, and try again later where that fails."""
+    cache = rules.value_cache
+    cleared = rules._take_deletions()
+    if cache is None or not cleared:
+        return
+    deleted: Any = _FAILED
+    try:
+        deleted = await _try(rules, batch, "delete_many", cache.delete_many, cleared)
+    finally:
+        if deleted is _FAILED:  # or cancelled
+            rules._delete_values(cleared)
+
+
 async def store(batch: Batch, entries: list[tuple[Any, LoadHandle[Any]]]) -> None:
     """Store the values that the batch function gave, but no errors, and nothing cleared since."""
     cache = batch.rules.value_cache
@@ -63,19 +70,23 @@ async def store(batch: Batch, entries: list[tuple[Any, LoadHandle[Any]]]) -> Non
         if type(entry._value) is not Failure and cache_key not in batch.cleared
     }
     if cache is not None and items:
-        await _try(batch, "set_many", cache.set_many, items)
+        await _try(batch.rules, batch.number, "set_many", cache.set_many, items)
 
 
 async def _try(
-    batch: Batch, operation: str, call: Callable[[Any], Awaitable[Any]], argument: object
+    rules: BatchRules,
+    batch: int,
+    operation: str,
+    call: Callable[[Any], Awaitable[Any]],
+    argument: object,
 ) -> Any:
     try:
         return await call(argument)
     except Exception as exc:
-        _tell_failure(batch, operation, exc)
+        _tell_failure(rules, batch, operation, exc)
         return _FAILED
 
 
-def _tell_failure(batch: Batch, operation: str, error: Exception) -> None:
-    if batch.rules._hooks is not None:
-        batch.rules._hooks(ValueCacheFailed(batch.name, batch.number, operation, error))
+def _tell_failure(rules: BatchRules, batch: int, operation: str, error: Exception) -> None:
+    if rules._hooks is not None:
+        rules._hooks(ValueCacheFailed(rules.name, batch, operation, error))

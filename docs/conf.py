@@ -14,6 +14,7 @@ release = version = installed_version("anyloader")
 extensions = ["sphinx.ext.autodoc", "batch_states"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = f"anyloader {release}"
 html_static_path = ["_static"]
 html_css_files = ["anyloader.css"]

@@ -230,7 +230,9 @@ class Model:
         """A stream gave a pair."""
         for entry in batch.entries:
             if entry.cache_key == cache_key:
-                self._settle(entry, outcome, keep=outcome.error is None or self.keeps(outcome.error))
+                self._settle(
+                    entry, outcome, keep=outcome.error is None or self.keeps(outcome.error)
+                )
 
     def finish(self, batch: Batch, result: Outcome | list[Outcome] | dict[Any, Outcome]) -> None:
         """The function returned values, or a mapping, or the batch ended by one error for all."""
@@ -249,9 +251,9 @@ class Model:
 
     def _settle(self, entry: Entry, outcome: Outcome, *, keep: bool) -> None:
         entry.settle(outcome)
-        if not keep and self.cache is not None:
-            if self.cache.get(entry.cache_key) is entry.loads[0]:
-                self.cache.pop(entry.cache_key)
+        cache = {} if keep or self.cache is None else self.cache
+        if cache.get(entry.cache_key) is entry.loads[0]:
+            cache.pop(entry.cache_key)
 
     def _done(self, batch: Batch) -> None:
         batch.state = "done"

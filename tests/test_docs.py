@@ -208,6 +208,15 @@ def test_the_program_in_the_readme_prints_one_batch(
 # --- tables ---
 
 
+def test_the_map_of_the_code_names_every_module() -> None:
+    text = PAGES["CONTRIBUTING.md"].read_text()
+    package = ROOT / "anyloader"
+    names = {path.name for path in package.glob("*.py")} - {"__init__.py"}
+    assert {name for name in names if not re.search(rf"[ /]{name}[ ,]", text)} == set()
+    named = re.findall(r"^  ([\w.]+\.py)", text, re.MULTILINE)
+    assert set(named) <= names
+
+
 def test_the_drawing_of_a_batch_shows_every_state_and_every_move() -> None:
     pytest.importorskip("docutils")
     draw = runpy.run_path(str(DOCS / "_ext" / "batch_states.py"))["draw"]

@@ -176,7 +176,12 @@ async def test_resolvers_gather_with_the_helper_of_graphql_core() -> None:
     async def resolve(info: Any) -> int:
         return sum(await info.async_helpers.gather([number(info), number(info)]))
 
+    async def resolve_few(info: Any) -> int:
+        gather = info.async_helpers.gather
+        return len(await gather([])) + sum(await gather([number(info)]))
+
     assert await execute("{number}", {"number": resolve}) == ({"number": 2}, None)
+    assert await execute("{number}", {"number": resolve_few}) == ({"number": 1}, None)
 
 
 async def test_an_operation_in_a_resolver_is_executed_too() -> None:
@@ -374,6 +379,24 @@ async def test_a_resolver_cancelled_by_others_is_an_error_and_no_cancellation() 
     path = ["a", "x"] if precise else ["a"]
     assert result.data == {"a": {"x": None, "y": 1} if precise else None, "number": 1}
     assert [error.path for error in result.errors] == [path]
+    assert "was cancelled" in result.errors[0].message
+
+
+@only_3_3
+@on_asyncio
+async def test_what_is_gathered_and_cancelled_by_others_is_an_error_too() -> None:
+    import asyncio
+
+    async def cancelled() -> None:
+        await checkpoint()
+        raise asyncio.CancelledError
+
+    async def resolve(info: Any) -> int:
+        await info.async_helpers.gather([cancelled(), number(info)])
+        return 1
+
+    result = await execute("{a{x y}}", {"a": {"x": resolve, "y": number}})
+    assert result.data == {"a": {"x": None, "y": 1}}
     assert "was cancelled" in result.errors[0].message
 
 

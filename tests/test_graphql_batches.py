@@ -390,3 +390,89 @@ def test_max_wait_has_to_be_finite_and_not_negative(max_wait: float) -> None:
 
 def test_the_schedule_says_what_it_is() -> None:
     assert repr(all_waiting(max_wait=1)) == "all_waiting(max_wait=1)"
+
+
+async def name_of(loader: DataLoader[int, str], *, rounds: int, key: int) -> str:
+    for _ in range(rounds):
+        await checkpoint()
+    return await loader.load(key)
+
+
+async def operation(*resolvers: Callable[[Any], Any]) -> None:
+    users = [{"name": resolver} for resolver in resolvers]
+    result: Any = graphql.execute(
+        SCHEMA, graphql.parse("{users {name}}"), {"users": users}, **{EXECUTOR: AnyioExecutor}
+    )
+    result = await result
+    assert result.errors is None
+
+
+@pytest.fixture
+def calls() -> list[list[int]]:
+    return []
+
+
+def recording(calls: list[list[int]], **options: Any) -> DataLoader[int, str]:
+    async def fetch(keys: list[int]) -> list[str]:
+        calls.append(sorted(keys))
+        await checkpoint()
+        return [str(key) for key in keys]
+
+    return DataLoader(fetch, schedule=all_waiting(**options))
+
+
+@pytest.mark.anyio
+@pytest.mark.virtual_time
+async def test_a_load_that_nobody_awaits_is_not_held(calls: list[list[int]]) -> None:
+    async with recording(calls) as loader:
+        loader.load(1)
+        await anyio.sleep(0.001)
+        assert calls == [[1]]
+
+
+@pytest.mark.anyio
+async def test_an_operation_in_a_resolver_is_part_of_its_own(calls: list[list[int]]) -> None:
+    async def inner(_info: object) -> str:
+        await operation(
+            lambda _info: name_of(loader, rounds=0, key=1),
+            lambda _info: name_of(loader, rounds=0, key=2),
+        )
+        return ""
+
+    async with recording(calls) as loader:
+        await operation(inner, lambda _info: name_of(loader, rounds=30, key=3))
+    assert calls == [[1, 2, 3]]
+
+
+@pytest.mark.anyio
+async def test_a_task_left_behind_has_operations_of_its_own(calls: list[list[int]]) -> None:
+    async def later() -> None:
+        await ended.wait()
+        await operation(
+            lambda _info: name_of(loader, rounds=0, key=1),
+            lambda _info: name_of(loader, rounds=30, key=2),
+        )
+
+    async def leaves_a_task(_info: object) -> str:
+        tg.start_soon(later)
+        await checkpoint()
+        return ""
+
+    ended = anyio.Event()
+    async with recording(calls) as loader, anyio.create_task_group() as tg:
+        await operation(leaves_a_task, leaves_a_task)
+        ended.set()
+    assert sorted({key for call in calls for key in call}) == [1, 2]
+    assert calls[0] == [1, 2]
+
+
+@pytest.mark.anyio
+@pytest.mark.skipif(EXECUTOR != "executor_class", reason="new in graphql-core 3.3")
+async def test_who_has_gathered_is_waited_for_again(calls: list[list[int]]) -> None:
+    async def gathers(info: Any) -> str:
+        await info.async_helpers.gather([checkpoint(), checkpoint()])
+        return await name_of(loader, rounds=30, key=1)
+
+    async with recording(calls) as loader:
+        await operation(gathers, lambda _info: name_of(loader, rounds=0, key=2))
+    assert calls == [[1, 2]]

@@ -36,7 +36,6 @@ async def test_leaving_does_not_wait_for_a_stream_that_gave_all_that_was_awaited
                 tg.start_soon(wait_for, loader.load(1))
                 loader.load(2)
                 await wait_all_tasks_blocked()
-                tg.start_soon(anyio.lowlevel.checkpoint)
                 tg.start_soon(_set_later, gate)
     assert sorted(ended) == ["cancelled", "got it"]
 

@@ -220,6 +220,22 @@ async def test_clear_deletes_there_before_the_next_batch_asks() -> None:
     assert store.calls[1:3] == [("delete", [1, 2]), ("get", [1, 2])]
 
 
+async def test_what_is_cleared_last_is_deleted_on_the_way_out() -> None:
+    store = Store({1: "stale", 2: "kept"})
+    async with DataLoader(Recorder(str), value_cache=store) as loader:
+        loader.clear(1)
+    assert store.values == {2: "kept"}
+
+
+async def test_a_body_that_raises_deletes_nothing() -> None:
+    store = Store({1: "still true"})
+    with pytest.raises(Boom):
+        async with DataLoader(Recorder(str), value_cache=store) as loader:
+            loader.clear(1)
+            raise Boom
+    assert store.values == {1: "still true"}
+
+
 async def test_clear_deletes_a_key_that_was_never_loaded_here() -> None:
     store = Store({1: "old"})
     async with DataLoader(Recorder(str), value_cache=store) as loader:
@@ -334,7 +350,9 @@ async def test_an_operation_that_raises_is_told_and_no_load_fails(operation: str
         assert await loader.clear(0).load_many([1, 2]) == ["1", "2"]
         assert await loader.load(1) == "1"
     assert fetch.calls == [[1, 2]]
-    assert failures.told == [(operation, "Boom()")]
+    # What could not be deleted is tried once more on the way out.
+    times = 2 if operation == "delete_many" else 1
+    assert failures.told == [(operation, "Boom()")] * times
 
 
 @pytest.mark.parametrize("operation", ["get_many", "set_many", "delete_many"])
@@ -367,7 +385,8 @@ async def test_a_method_that_is_not_async_is_told_and_no_load_fails() -> None:
     failures = Failures()
     async with DataLoader(Recorder(str), value_cache=plain, hooks=[failures]) as loader:
         assert await loader.clear(0).load(1) == "1"
-    assert [operation for operation, _ in failures.told] == ["delete_many", "get_many", "set_many"]
+    told = [operation for operation, _ in failures.told]
+    assert told == ["delete_many", "get_many", "set_many", "delete_many"]
 
 
 async def test_a_key_that_could_not_be_deleted_is_not_taken_from_there() -> None:

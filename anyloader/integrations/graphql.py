@@ -144,13 +144,15 @@ async def _gather(*awaitables: Awaitable[Any], return_exceptions: bool = False) 
 
     The first exception comes out bare, after the others were cancelled and have ended.
     """
-    if len(awaitables) == 1 and not return_exceptions:  # 3.3 gathers no single ones
-        return [await awaitables[0]]
+    if len(awaitables) < 2 and not return_exceptions:
+        return [await awaitable for awaitable in awaitables]
     results: list[Any] = [None] * len(awaitables)
     failures: list[Exception] = []
     operation = _current_operation()
+    left = len(awaitables)
 
     async def complete(index: int, awaitable: Awaitable[Any]) -> None:
+        nonlocal left
         try:
             if operation is None:
                 results[index] = await awaitable
@@ -166,6 +168,10 @@ async def _gather(*awaitables: Awaitable[Any], return_exceptions: bool = False) 
             # whole group and pass for a cancellation of the operation.
             failure = RuntimeError(_STRAY)
             failure.__cause__ = exc
+        finally:
+            left -= 1
+            if operation is not None and left:  # the last one hands over to who gathers
+                operation.one_less()
         if return_exceptions:
             results[index] = failure
         else:
@@ -188,9 +194,6 @@ async def _gather(*awaitables: Awaitable[Any], return_exceptions: bool = False) 
         if len(errors.exceptions) == 1:
             raise errors.exceptions[0] from None
         raise
-    finally:
-        if operation is not None:
-            operation.others += 1
     if failures:
         try:
             raise failures[0]
@@ -292,7 +295,7 @@ def _pending_batches(load: _Load) -> list[Batch]:
 
 @coroutine
 def _drive(operation: _Operation, awaitable: Awaitable[Any]) -> Generator[Any, Any, Any]:
-    """Await something as a unit of an operation, which counts it in ``others`` already."""
+    """Await something as a unit of an operation, whose ``others`` the caller keeps right."""
     steps: Any = awaitable if type(awaitable) is CoroutineType else _as_coroutine(awaitable)
     batches: list[Batch] | None = None
     try:
@@ -317,8 +320,6 @@ def _drive(operation: _Operation, awaitable: Awaitable[Any]) -> Generator[Any, A
                 yielded = steps.send(sent)
     except StopIteration as stop:
         return stop.value
-    finally:
-        operation.one_less()
 
 
 async def _as_coroutine(awaitable: Awaitable[Any]) -> Any:

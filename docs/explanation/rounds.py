@@ -18,8 +18,8 @@ async def load_late(loader: DataLoader[str, str], rounds: int, key: str) -> None
 async def main() -> None:
     async with DataLoader(fetch) as loader, anyio.create_task_group() as tasks:
         for rounds in range(8):
-            tasks.start_soon(load_late, loader, rounds, f"{rounds} rounds late")
-        tasks.start_soon(load_late, loader, 20, "after a long gap")
+            tasks.start_soon(load_late, loader, rounds, str(rounds))
+        tasks.start_soon(load_late, loader, 20, "late")
 
 
 if __name__ == "__main__":

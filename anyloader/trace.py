@@ -1,0 +1,769 @@
+"""
+A picture of the batches: which loads made each of them, why it left, and what it missed. ::
+
+    with record() as trace:
+        await handle(request)
+    print(trace.text())
+
+A saved record is shown by ``python -m anyloader.trace FILE.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from html import escape
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import anyio
+from anyio.lowlevel import current_token
+
+from ._results import excerpt
+from ._watch import Watch
+from .hooks import (
+    BatchCancelled,
+    BatchFailed,
+    BatchFinished,
+    BatchOpened,
+    BatchSealed,
+    BatchStarted,
+    Event,
+    LoadHit,
+    LoadQueued,
+    ValueCacheFailed,
+    ValueCacheHit,
+    ValueCacheMiss,
+)
+
+__all__ = (
+    "Trace",
+    "TraceFileError",
+    "TracedBatch",
+    "TracedHit",
+    "TracedLoad",
+    "TracedMiss",
+    "load",
+    "record",
+)
+
+VERSION = 1
+
+T = TypeVar("T")
+
+
+class TraceFileError(ValueError):
+    """A file is no trace, or one of another version; the message says what is wrong with it."""
+
+
+# What is recorded. All times are seconds since the record began.
+
+
+@dataclass
+class TracedLoad:
+    """A load that brought a key into a batch, or shared one that was there."""
+
+    key: str
+    at: float
+    shared: bool
+
+
+@dataclass
+class TracedMiss:
+    """The batch of the same loader before this one, which left without the key that opened it."""
+
+    batch: int
+    #: How long before it had been sealed.
+    seconds: float
+    #: The same in rounds of the scheduler; ``None`` for more than are counted.
+    rounds: int | None
+    #: Whether a task that had loaded into that batch opened this one: it could not have joined.
+    same_task: bool
+
+
+@dataclass
+class TracedBatch:
+    """One batch; ``None`` stands for what had not happened yet when the record ended."""
+
+    loader: str
+    #: From 1 on, in the order of opening.
+    number: int
+    opened: float
+    sealed: float | None = None
+    started: float | None = None
+    ended: float | None = None
+    #: Why it was sealed: "schedule", "full", "dispatch" or "close".
+    reason: str | None = None
+    #: With how many keys.
+    size: int | None = None
+    #: "finished", "failed", "cancelled", or "dropped" if nobody wanted any of its keys any more.
+    outcome: str | None = None
+    #: What it failed with, or why it was cancelled.
+    error: str | None = None
+    #: How many single keys failed.
+    errors: int = 0
+    #: How many keys the value cache had, and had not.
+    cached: int = 0
+    uncached: int = 0
+    missed: TracedMiss | None = None
+    loads: list[TracedLoad] = field(default_factory=list)
+    #: Failures of the value cache.
+    failures: list[str] = field(default_factory=list)
+
+
+@dataclass
+class TracedHit:
+    """A load that was answered by a settled entry of the cache."""
+
+    loader: str
+    key: str
+    at: float
+
+
+@dataclass
+class Trace:
+    """What :func:`record` has recorded, and how to show, save and load it."""
+
+    duration: float = 0.0
+    batches: list[TracedBatch] = field(default_factory=list)
+    hits: list[TracedHit] = field(default_factory=list)
+
+    def text(self, width: int = 100) -> str:
+        """
+        Show the batches in a terminal.
+
+        :param width: in columns
+        """
+        return _text(self, max(width, 40))
+
+    def svg(self) -> str:
+        """Return a picture as SVG, for light and for dark surroundings, that needs no other file."""
+        return _svg(self)
+
+    def html(self) -> str:
+        """Return a page with the picture and a table of the loads, that needs no other file."""
+        return _html(self)
+
+    def to_json(self) -> str:
+        """Return the record as JSON."""
+        return json.dumps({"anyloader_trace": VERSION, **asdict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Trace:
+        """
+        Return a record that :meth:`to_json` has made.
+
+        :raises TraceFileError: if it is anything else
+        """
+        return _from_json(text)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the record to a file: as SVG, HTML or text if the name says so, else as JSON."""
+        path = Path(path)
+        make = {".svg": self.svg, ".html": self.html, ".txt": self.text}
+        path.write_text(make.get(path.suffix, self.to_json)(), encoding="utf-8")
+
+
+def load(path: str | PathLike[str]) -> Trace:
+    """
+    Read a record from a JSON file.
+
+    :raises TraceFileError: if the file cannot be read, or is no record of this version
+    """
+    try:
+        return Trace.from_json(Path(path).read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise TraceFileError(exc.strerror or str(exc)) from None
+    except UnicodeDecodeError:
+        raise TraceFileError("it is no text") from None
+
+
+@contextmanager
+def record() -> Iterator[Trace]:
+    """
+    Record what the loaders do that are used in the block.
+
+    These are the loaders of the scopes around it, those that are opened in it, and all that open a
+    batch in it or in a batch function of one of these. All that such a loader does while the block
+    runs is recorded, whoever asked for it. The block can be a request, a test or a whole program.
+
+    To tell by how many rounds a key missed a batch, a callback runs in each of the ten rounds that
+    follow one. Nothing else of the program changes.
+    """
+    recorder = _Recorder()
+    try:
+        with Watch(recorder):
+            yield recorder.trace
+    finally:
+        recorder.end()
+
+
+#: A key that comes later than this has nothing to do with the batch before it.
+_MOST_ROUNDS = 10
+
+
+class _Recorder:
+    def __init__(self) -> None:
+        self.trace = Trace()
+        self._start: float | None = None
+        #: By the number in the process.
+        self._batches: dict[int, TracedBatch] = {}
+        #: Of each loader the batch that was sealed last, the rounds since then, and its tasks.
+        self._last: dict[str, tuple[TracedBatch, _Rounds]] = {}
+        self._tasks: dict[int, set[object]] = {}
+        try:
+            self._now()
+        except anyio.NoEventLoopError:
+            pass  # around a whole program: it starts with the first event
+
+    def _now(self) -> float:
+        now = anyio.current_time()
+        if self._start is None:
+            self._start = now
+        self.trace.duration = round(now - self._start, 6)
+        return self.trace.duration
+
+    def end(self) -> None:
+        try:
+            self._now()
+        except anyio.NoEventLoopError:
+            pass
+        for _, rounds in self._last.values():
+            rounds.stop()
+
+    def __call__(self, event: Event) -> None:
+        now = self._now()
+        if isinstance(event, LoadHit):
+            self.trace.hits.append(TracedHit(event.loader, excerpt(event.key), now))
+            return
+        batch = self._batches.get(event.batch)
+        if batch is None:
+            batch = TracedBatch(event.loader, len(self._batches) + 1, now)
+            self._batches[event.batch] = batch
+            self.trace.batches.append(batch)
+        if isinstance(event, BatchOpened):
+            batch.missed = self._missed(batch)
+        elif isinstance(event, LoadQueued):
+            batch.loads.append(TracedLoad(excerpt(event.key), now, event.shared))
+            self._tasks.setdefault(batch.number, set()).add(_current_task())
+        elif isinstance(event, BatchSealed):
+            batch.sealed, batch.reason, batch.size = now, event.reason, event.size
+            self._last[event.loader] = (batch, _Rounds())
+            if not event.size:
+                batch.ended, batch.outcome = now, "dropped"
+        elif isinstance(event, BatchStarted):
+            batch.started = now
+        elif isinstance(event, ValueCacheHit):
+            batch.cached = len(event.keys)
+        elif isinstance(event, ValueCacheMiss):
+            batch.uncached = len(event.keys)
+        elif isinstance(event, ValueCacheFailed):
+            batch.failures.append(f"{event.operation}: {_describe(event.error)}")
+        else:
+            batch.ended = now
+            if isinstance(event, BatchFinished):
+                batch.outcome, batch.errors = "finished", event.errors
+            elif isinstance(event, BatchFailed):
+                batch.outcome, batch.error = "failed", _describe(event.error)
+            elif isinstance(event, BatchCancelled):
+                batch.outcome, batch.error = "cancelled", event.why
+
+    def _missed(self, batch: TracedBatch) -> TracedMiss | None:
+        if batch.loader not in self._last:
+            return None
+        last, rounds = self._last[batch.loader]
+        if last.reason == "full" or last.sealed is None:
+            return None
+        same_task = _current_task() in self._tasks.get(last.number, ())
+        seconds = round(batch.opened - last.sealed, 6)
+        return TracedMiss(last.number, seconds, rounds.count, same_task)
+
+
+def _current_task() -> object:
+    try:
+        return anyio.get_current_task().id
+    except RuntimeError:  # a callback of the loop
+        return None
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {excerpt(str(error))[1:-1]}"
+
+
+class _Rounds:
+    """Counts rounds of the scheduler, for a while."""
+
+    def __init__(self) -> None:
+        #: ``None`` once there are too many.
+        self.count: int | None = 1  # a load in the round of the seal comes too late by one as well
+        native: Any = current_token().native_token
+        self._soon = native.run_sync_soon if hasattr(native, "run_sync_soon") else native.call_soon
+        self._soon(self._next)
+        self._ticks = 0
+
+    def _next(self) -> None:
+        if self.count is None:
+            return
+        self._ticks += 1
+        self.count = max(self._ticks, 1)
+        if self._ticks > _MOST_ROUNDS:
+            self.stop()
+        else:
+            self._soon(self._next)
+
+    def stop(self) -> None:
+        self.count = None
+
+
+# JSON
+
+
+def _from_json(text: str) -> Trace:
+    try:
+        data = json.loads(text, parse_constant=_no_constant)
+    except RecursionError:
+        raise TraceFileError("it is no JSON: nested too deeply") from None
+    except ValueError as exc:
+        raise TraceFileError(f"it is no JSON: {exc}") from None
+    if not isinstance(data, dict) or "anyloader_trace" not in data:
+        raise TraceFileError("it is no record of anyloader.trace")
+    version = data.pop("anyloader_trace")
+    if version != VERSION or isinstance(version, bool):
+        raise TraceFileError(
+            f"it has version {excerpt(version)}, and this is anyloader for version {VERSION}"
+        )
+    trace = _read(Trace, data, "the record")
+    _check_order(trace)
+    return trace
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+_RECORDS: dict[str, Any] = {
+    "batches": TracedBatch,
+    "hits": TracedHit,
+    "loads": TracedLoad,
+    "missed": TracedMiss,
+}
+_OPTIONAL = {"sealed", "started", "ended", "reason", "size", "outcome", "error", "missed", "rounds"}
+_TEXTS = {"loader", "key", "reason", "outcome", "error"}
+_FLAGS = {"shared", "same_task"}
+_TIMES = {"duration", "opened", "sealed", "started", "ended", "at", "seconds"}
+
+
+def _read(kind: type[T], data: object, where: str) -> T:
+    if not isinstance(data, dict):
+        raise TraceFileError(f"{where} must be an object, not {excerpt(data)}")
+    names = [each.name for each in fields(kind)]  # type: ignore[arg-type] # pyright: ignore
+    if data.keys() != set(names):
+        wrong = sorted(data.keys() ^ set(names))
+        raise TraceFileError(f"{where} has not the right fields: {excerpt(wrong)}")
+    return kind(**{name: _value(name, data[name], f"{name} of {where}") for name in names})
+
+
+def _value(name: str, value: Any, where: str) -> Any:
+    if value is None and name in _OPTIONAL:
+        return None
+    if name == "missed":
+        return _read(TracedMiss, value, where)
+    if name in ("batches", "hits", "loads", "failures"):
+        if not isinstance(value, list):
+            raise TraceFileError(f"{where} must be a list, not {excerpt(value)}")
+        if name == "failures":
+            return [_value("error", each, where) for each in value]
+        return [_read(_RECORDS[name], each, f"{name}[{i}]") for i, each in enumerate(value)]
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if name in _TEXTS:
+        fine, expected = isinstance(value, str), "a string"
+    elif name in _FLAGS:
+        fine, expected = isinstance(value, bool), "true or false"
+    elif name in _TIMES:
+        fine, expected = number and 0 <= value < 1e12, "a time"
+    else:
+        fine, expected = number and isinstance(value, int) and 0 <= value < 1e12, "a count"
+    if not fine:
+        raise TraceFileError(f"{where} must be {expected}, not {excerpt(value)}")
+    return value
+
+
+def _check_order(trace: Trace) -> None:
+    for batch in trace.batches:
+        times = [batch.opened, batch.sealed, batch.started, batch.ended, trace.duration]
+        known = [time for time in times if time is not None]
+        if known != sorted(known) or any(load.at > trace.duration for load in batch.loads):
+            raise TraceFileError(f"the times of batch {batch.number} are in no order")
+    if any(hit.at > trace.duration for hit in trace.hits):
+        raise TraceFileError("a hit comes after the end")
+
+
+# What all pictures say
+
+
+def _clean(text: str, most: int = 1000) -> str:
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _time(seconds: float) -> str:
+    for unit, scale in ("s", 1), ("ms", 1e3), ("µs", 1e6):
+        value = seconds * scale
+        if value >= 1 or unit == "µs":
+            break
+    return f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
+
+
+def _count(n: int, thing: str, things: str | None = None) -> str:
+    return f"{n} {thing if n == 1 else things or thing + 's'}"
+
+
+def _summary(trace: Trace) -> str:
+    loads = sum(len(batch.loads) for batch in trace.batches) + len(trace.hits)
+    return (
+        f"{_count(loads, 'load')}, {_count(len(trace.batches), 'batch', 'batches')}, "
+        f"{_count(len(trace.hits), 'hit')}, {_time(trace.duration)}"
+    )
+
+
+def _title(batch: TracedBatch) -> str:
+    return f"{_clean(batch.loader, 60)} #{batch.number}"
+
+
+_REASONS = {
+    "schedule": "left by its schedule",
+    "full": "left as it was full",
+    "dispatch": "left by dispatch()",
+    "close": "left as its scope was left",
+}
+
+
+def _facts(batch: TracedBatch) -> list[str]:
+    """Say all there is to say of one batch, but for the times of its loads."""
+    keys = sum(not load.shared for load in batch.loads) if batch.size is None else batch.size
+    facts = [_count(keys, "key")]
+    shared = sum(load.shared for load in batch.loads)
+    if shared:
+        facts[0] += f", {shared} shared"
+    if batch.cached or batch.uncached:
+        facts.append(f"value cache had {batch.cached} of {batch.cached + batch.uncached}")
+    facts += [_clean(f"value cache failed: {failure}", 80) for failure in batch.failures[:2]]
+    if batch.reason is not None:
+        facts.append(_REASONS.get(batch.reason, _clean(batch.reason, 30)))
+    elif batch.ended is None:
+        facts.append("not sent yet")
+    if batch.ended is None:
+        facts.append("not done yet")
+    else:
+        facts.append(_time(batch.ended - batch.opened))
+    if batch.errors:
+        facts.append(f"{_count(batch.errors, 'key')} failed")
+    if batch.outcome == "dropped":
+        facts.append("nobody wanted it any more")
+    elif batch.error is not None:
+        facts.append(_clean(f"{batch.outcome}: {batch.error}", 100))
+    if batch.missed is not None:
+        facts.append(_miss(batch.missed))
+    return facts
+
+
+def _miss(missed: TracedMiss) -> str:
+    if missed.same_task:
+        return f"after #{missed.batch}, in the same task"
+    if missed.rounds is None:
+        return f"{_time(missed.seconds)} after #{missed.batch} had left"
+    return f"missed #{missed.batch} by {_count(missed.rounds, 'round')}"
+
+
+def _phases(trace: Trace, batch: TracedBatch) -> list[tuple[str, float, float]]:
+    """Return the parts of a bar: what, from when, until when."""
+    end = trace.duration if batch.ended is None else batch.ended
+    sealed = end if batch.sealed is None else batch.sealed
+    started = end if batch.started is None else batch.started
+    parts = [
+        ("open", batch.opened, sealed),
+        ("waits", sealed, started),
+        ("runs", started, end),
+    ]
+    return [part for part in parts if part[2] > part[1]] or [("runs", batch.opened, end)]
+
+
+def _wait(batch: TracedBatch, load: TracedLoad) -> str:
+    if batch.ended is None:
+        return "no end"
+    return _time(max(0, batch.ended - load.at))
+
+
+#: How many loads of a batch a picture has room for; the table of the page has all.
+_MOST_LOADS = 12
+
+# Text
+
+_MARKS = {"open": "░", "waits": "▒", "runs": "█"}
+
+
+def _text(trace: Trace, width: int) -> str:
+    lines = [_summary(trace)]
+    room = width - 4
+    for batch in trace.batches:
+        lines += ["", f"{_title(batch)}: {' · '.join(_facts(batch))}"]
+        bar = [" "] * room
+        for what, start, end in _phases(trace, batch):
+            first = _column(trace, start, room)
+            for column in range(first, max(first, _column(trace, end, room, up=True) - 1) + 1):
+                bar[column] = _MARKS[what]
+        lines.append("  " + "|" + "".join(bar) + "|")
+        for load in batch.loads[:_MOST_LOADS]:
+            shared = ", shared" if load.shared else ""
+            waited = _wait(batch, load)
+            lines.append(f"    {_clean(load.key, 40)} at {_time(load.at)}, waited {waited}{shared}")
+        if len(batch.loads) > _MOST_LOADS:
+            lines.append(f"    and {len(batch.loads) - _MOST_LOADS} more")
+    if trace.hits:
+        lines += ["", "hits:"]
+        for hit in trace.hits[:_MOST_LOADS]:
+            lines.append(f"    {_clean(hit.loader, 60)} {_clean(hit.key, 40)} at {_time(hit.at)}")
+        if len(trace.hits) > _MOST_LOADS:
+            lines.append(f"    and {len(trace.hits) - _MOST_LOADS} more")
+    lines += ["", "  ".join(f"{mark} {what}" for what, mark in _MARKS.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _column(trace: Trace, time: float, room: int, *, up: bool = False) -> int:
+    share = time / trace.duration if trace.duration else 0
+    return min(math.ceil(share * room), room) if up else min(int(share * room), room - 1)
+
+
+# SVG
+
+_WIDTH, _LEFT, _RIGHT = 960, 190, 16
+_ROW, _LINE, _TOP = 36, 15, 62
+
+_COLOURS_LIGHT = ("#2f6fde", "#b3560b", "#217a3c", "#7c4bc0", "#0b7a7a", "#b8326b")
+_COLOURS_DARK = ("#6ea8fe", "#f0a35e", "#6cc788", "#b794f4", "#5cc9c9", "#f08ab8")
+
+
+def _style() -> str:
+    def colours(values: Sequence[str]) -> str:
+        return "".join(f".l{i}{{--loader:{value}}}" for i, value in enumerate(values))
+
+    light = "--bg:#ffffff;--fg:#1f2328;--dim:#59636e;--grid:#d8dee4;--bad:#cf222e"
+    dark = "--bg:#0d1117;--fg:#e6edf3;--dim:#9aa4af;--grid:#30363d;--bad:#ff7b72"
+    return (
+        f".trace{{{light}}}{colours(_COLOURS_LIGHT)}"
+        f"@media(prefers-color-scheme:dark){{.trace{{{dark}}}{colours(_COLOURS_DARK)}}}"
+        ".trace{font:12px system-ui,sans-serif}"
+        ".trace text{fill:var(--fg)}.trace .dim{fill:var(--dim);font-size:11px}"
+        ".trace .name{font-weight:600}.trace .bad{fill:var(--bad)}"
+        ".trace .grid{stroke:var(--grid)}.trace .bg{fill:var(--bg)}"
+        ".trace .open{fill:var(--loader);fill-opacity:.3}"
+        ".trace .waits{fill:var(--grid);stroke:var(--dim);stroke-width:.5}"
+        ".trace .runs{fill:var(--loader)}.trace .failed{stroke:var(--bad);stroke-width:2}"
+        ".trace .load{stroke:var(--loader);stroke-opacity:.55}"
+        ".trace .key{fill:var(--loader)}"
+        ".trace .shared{fill:var(--bg);stroke:var(--loader);stroke-width:1.5}"
+    )
+
+
+def _svg(trace: Trace) -> str:
+    loaders: dict[str, int] = {}
+    names = [batch.loader for batch in trace.batches] + [hit.loader for hit in trace.hits]
+    for name in names:
+        loaders.setdefault(name, len(loaders) % len(_COLOURS_LIGHT))
+    plot = _WIDTH - _LEFT - _RIGHT
+
+    def x(time: float) -> str:
+        return f"{_LEFT + (time / trace.duration * plot if trace.duration else 0):.1f}"
+
+    body: list[str] = []
+    y = _TOP
+    for batch in trace.batches:
+        body += _svg_batch(trace, batch, loaders[batch.loader], x, y)
+        y += _ROW + _LINE * min(len(batch.loads), _MOST_LOADS + 1) + 8
+    for loader, colour in loaders.items():
+        hits = [hit for hit in trace.hits if hit.loader == loader]
+        if hits:
+            body += _svg_hits(loader, hits, colour, x, y)
+            y += 28
+    height = y + 44
+    axis = []
+    for time in _ticks(trace.duration):
+        axis.append(f'<line class="grid" x1="{x(time)}" x2="{x(time)}" y1="46" y2="{y}"/>')
+        axis.append(_label(x(time), 40, _time(time) if time else "0", "dim", "middle"))
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" class="trace" width="{_WIDTH}" '
+            f'height="{height}" viewBox="0 0 {_WIDTH} {height}" role="img">',
+            f"<title>{escape(_summary(trace))}</title>",
+            f"<style>{_style()}</style>",
+            f'<rect class="bg" width="{_WIDTH}" height="{height}"/>',
+            _label("16", 22, _summary(trace), "name"),
+            *axis,
+            *body,
+            *_svg_legend(height - 16),
+            "</svg>\n",
+        ]
+    )
+
+
+def _label(x: str, y: float, text: str, kind: str, anchor: str = "start") -> str:
+    return f'<text x="{x}" y="{y}" class="{kind}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _svg_batch(trace: Trace, batch: TracedBatch, colour: int, x: Any, y: int) -> Iterator[str]:
+    facts = " · ".join(_facts(batch))
+    bad = batch.outcome in ("failed", "cancelled") or batch.errors > 0
+    yield f'<g class="l{colour}"><title>{escape(f"{_title(batch)}: {facts}")}</title>'
+    yield (
+        f'<text x="16" y="{y + 4}"><tspan class="name">{escape(_title(batch))}</tspan>'
+        f'<tspan class="dim{" bad" if bad else ""}" dx="10">{escape(_clean(facts, 125))}</tspan>'
+        "</text>"
+    )
+    for what, start, end in _phases(trace, batch):
+        width = max(float(x(end)) - float(x(start)), 1.5)
+        kind = f"{what} failed" if bad and what == "runs" else what
+        yield f'<rect class="{kind}" x="{x(start)}" y="{y + 11}" width="{width:.1f}" height="12"/>'
+    end = trace.duration if batch.ended is None else batch.ended
+    for line, load in enumerate(batch.loads[:_MOST_LOADS]):
+        middle = y + _ROW + _LINE * line
+        yield _label("28", middle + 4, _clean(load.key, 16), "dim")
+        yield _label(str(_LEFT - 12), middle + 4, _wait(batch, load), "dim", "end")
+        yield (
+            f'<line class="load" x1="{x(load.at)}" x2="{x(max(end, load.at))}" '
+            f'y1="{middle}" y2="{middle}"/>'
+        )
+        kind = "shared" if load.shared else "key"
+        yield f'<circle class="{kind}" cx="{x(load.at)}" cy="{middle}" r="3.5"/>'
+    if len(batch.loads) > _MOST_LOADS:
+        middle = y + _ROW + _LINE * _MOST_LOADS
+        yield _label("28", middle + 4, f"and {len(batch.loads) - _MOST_LOADS} more loads", "dim")
+    yield "</g>"
+
+
+def _svg_hits(loader: str, hits: list[TracedHit], colour: int, x: Any, y: int) -> Iterator[str]:
+    yield f'<g class="l{colour}"><text x="16" y="{y + 4}">'
+    yield f'<tspan class="name">{escape(_clean(loader, 20))}</tspan>'
+    yield f'<tspan class="dim" dx="10">{_count(len(hits), "hit")}</tspan></text>'
+    for hit in hits:
+        title = escape(f"{_clean(hit.key, 60)} at {_time(hit.at)}")
+        yield _diamond(float(x(hit.at)), y, title)
+    yield "</g>"
+
+
+def _diamond(x: float, y: float, title: str) -> str:
+    points = f"M{x:.1f} {y - 5}l5 5l-5 5l-5 -5z"
+    return f'<path class="key" d="{points}"><title>{title}</title></path>'
+
+
+def _svg_legend(y: int) -> Iterator[str]:
+    yield '<g class="l0">'
+    for left, kind, text in (
+        (16, "open", "open for keys"),
+        (136, "waits", "waits for the limiter"),
+        (296, "runs", "runs"),
+    ):
+        yield f'<rect class="{kind}" x="{left}" y="{y - 10}" width="18" height="12"/>'
+        yield _label(str(left + 24), y, text, "dim")
+    for left, kind, text in (380, "key", "a load with its wait"), (526, "shared", "shares a key"):
+        yield f'<circle class="{kind}" cx="{left}" cy="{y - 4}" r="3.5"/>'
+        yield _label(str(left + 9), y, text, "dim")
+    yield _diamond(640, y - 4, "hit")
+    yield _label("650", y, "hit", "dim")
+    yield "</g>"
+
+
+def _ticks(duration: float) -> list[float]:
+    """Return some round times, from 0 on."""
+    if duration <= 0:
+        return [0]
+    rough = duration / 6
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(power * n for n in (1, 2, 5, 10) if power * n >= rough * 0.999)
+    return [step * i for i in range(int(duration / step * 1.000001) + 1)]
+
+
+# HTML
+
+
+def _html(trace: Trace) -> str:
+    rows = []
+    for batch in trace.batches:
+        facts = escape(" · ".join(_facts(batch)))
+        rows.append(f'<tr class="batch"><th colspan="4">{escape(_title(batch))}: {facts}</th></tr>')
+        for load in batch.loads:
+            how = "shared" if load.shared else ""
+            rows.append(_html_row(load.key, load.at, _wait(batch, load), how))
+    if trace.hits:
+        rows.append(f'<tr class="batch"><th colspan="4">{_count(len(trace.hits), "hit")}</th></tr>')
+    for hit in trace.hits:
+        rows.append(_html_row(hit.key, hit.at, "0", f"hit of {_clean(hit.loader, 60)}"))
+    return "\n".join(
+        [
+            "<!DOCTYPE html>",
+            '<html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width">',
+            '<meta name="color-scheme" content="light dark">',
+            f"<title>{escape(_summary(trace))}</title>",
+            f"<style>{_PAGE_STYLE}</style></head><body>",
+            _svg(trace),
+            "<table><thead><tr><th>key</th><th>at</th><th>waited</th><th></th></tr></thead><tbody>",
+            *rows,
+            "</tbody></table></body></html>\n",
+        ]
+    )
+
+
+def _html_row(key: str, at: float, waited: str, how: str) -> str:
+    cells = (escape(_clean(key, 200)), _time(at), waited, escape(how))
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+_PAGE_STYLE = (
+    "body{margin:1rem;font:14px system-ui,sans-serif;background:#fff;color:#1f2328}"
+    "svg{max-width:100%;height:auto}table{border-collapse:collapse;margin-top:1rem}"
+    "td,th{padding:.15rem .8rem;text-align:left;font-variant-numeric:tabular-nums}"
+    ".batch th{padding-top:.7rem;font-weight:600}thead th{font-weight:400;color:#59636e}"
+    "@media(prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}"
+    "thead th{color:#9aa4af}}"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Show a saved record; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m anyloader.trace", description="Shows a saved record of batches."
+    )
+    parser.add_argument("file", metavar="FILE.json", help="what Trace.save() has written")
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", help="write to OUT: a .svg, .html, .txt or .json file"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        trace = load(options.file)
+    except TraceFileError as exc:
+        return _refuse(options.file, exc)
+    if options.output is None:
+        text = trace.text()
+        encoding = sys.stdout.encoding or "ascii"
+        print(text.encode(encoding, "replace").decode(encoding), end="")
+        return 0
+    try:
+        trace.save(options.output)
+    except OSError as exc:
+        return _refuse(options.output, exc.strerror)
+    return 0
+
+
+def _refuse(path: str, why: object) -> Literal[2]:
+    print(f"anyloader.trace: {_clean(path)}: {_clean(str(why), 300)}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
