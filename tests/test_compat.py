@@ -264,8 +264,8 @@ async def test_asyncio_takes_a_load_for_a_future() -> None:
         loader = DataLoader(fetch)
         assert asyncio.isfuture(loader.load(0))
         assert await asyncio.gather(loader.load(0), loader.load_many([2, 4])) == [0, [2, 4]]
-        assert await asyncio.wait_for(loader.load(6), 5) == 6  # type: ignore[arg-type]  # pyright: ignore
-        assert await asyncio.shield(loader.load(8)) == 8  # type: ignore[arg-type]  # pyright: ignore
+        assert await asyncio.wait_for(loader.load(6), 5) == 6
+        assert await asyncio.shield(loader.load(8)) == 8
         load: Any = loader.load(10)
         done, pending = await asyncio.wait([load])
         assert (done, pending) == ({load}, set())

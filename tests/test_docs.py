@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 import pytest
 
+from anyloader import DataLoader
 from anyloader._batch import TRANSITIONS
 from support import BACKENDS, backend_options
 
@@ -142,6 +143,8 @@ def installed(library: str) -> bool:
 def test_other_loaders_fail_as_the_explanation_says(name: str) -> None:
     if name == "explanation/on_trio":
         pytest.importorskip("trio")
+    elif sys.version_info < (3, 11):
+        pytest.skip("asyncio.TaskGroup came with Python 3.11")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(SNIPPETS[name])],
         capture_output=True,
@@ -223,6 +226,15 @@ def test_the_drawing_of_a_batch_shows_every_state_and_every_move() -> None:
     shown = re.findall(r"<text [^>]*>([^<]*)</text>", draw(TRANSITIONS))
     states, moves = list(TRANSITIONS), [event for m in TRANSITIONS.values() for event in m]
     assert sorted(", ".join(shown).split(", ")) == sorted([*states, *moves])
+
+
+def test_the_signature_in_the_reference_is_that_of_the_loader() -> None:
+    text = PAGES["docs/reference.rst"].read_text()
+    match = re.search(r"^\.\. autoclass:: DataLoader\((.*)\)$", text, re.MULTILINE)
+    assert match is not None
+    shown = re.findall(r"(?:^|, )(\w+)=", match[1])
+    signature = inspect.signature(DataLoader.__init__)
+    assert shown == [name for name in signature.parameters if name != "self"]
 
 
 def test_the_page_on_moving_names_every_argument_of_aiodataloader() -> None:

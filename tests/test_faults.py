@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from contextvars import copy_context
 from typing import Any
 
 import anyio
@@ -170,6 +171,7 @@ class World:
                     self.loader = DataLoader[int, int](self.fetch, **options)
                     if self.place == "own":
                         await stack.enter_async_context(self.loader)
+                    self.context = copy_context()
                     load = self.loader.load
                     self.loads = [load(1), load(1), load(2), self.loader.load_many([1, 3])]
                     self.ready.set()
@@ -304,9 +306,8 @@ async def test_whatever_dies_nobody_hangs_and_nothing_is_left(
             await rounds_until(lambda: not world.running)
             assert world.left is None, "the scope has ended"
             if what == "the cache_map":  # which may hold what it did not let be evicted
-                world.loader.clear_all()
-            if place != "scope":
-                assert await world.loader.load_many([1, 2, 3]) == [10, 20, 30]
+                world.context.run(world.loader.clear_all)
+            assert await world.context.run(world.loader.load_many, [1, 2, 3]) == [10, 20, 30]
             world.body_ends.set()
         await rounds_until(lambda: world.left is not None)
         assert not world.running
@@ -315,9 +316,8 @@ async def test_whatever_dies_nobody_hangs_and_nothing_is_left(
             ended_by["the body"] = Boom
         assert isinstance(world.left, ended_by.get(what, str)), world.left
         await rounds_until(lambda: tasks() == before)
-        world.loader.clear_all() if place != "scope" else None
         with pytest.raises(LoaderClosedError):
-            world.loader.load(1)
+            world.context.run(world.loader.load, 4)
 
 
 @pytest.mark.parametrize("place", PLACES)

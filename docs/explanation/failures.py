@@ -47,6 +47,26 @@ async def other_waiter(make: Callable[..., Any]) -> str:
     return await outcome(second)
 
 
+async def in_a_task_group(make: Callable[..., Any]) -> str:
+    finished: list[str] = []
+
+    async def fetch(keys: list[int]) -> list[int]:
+        await asyncio.sleep(0.2)
+        return keys
+
+    async def wait(name: str) -> None:
+        await loader.load(1)
+        finished.append(name)
+
+    loader = make(fetch)
+    async with asyncio.TaskGroup() as group:
+        first = group.create_task(wait("first"))
+        group.create_task(wait("second"))
+        await asyncio.sleep(0.1)
+        first.cancel()
+    return f"no error; finished: {finished}"
+
+
 async def later_load(make: Callable[..., Any]) -> str:
     async def fetch(keys: list[int]) -> list[int]:
         await asyncio.sleep(0.1)
@@ -165,8 +185,33 @@ async def last_waiter(make: Callable[..., Any]) -> str:
     return events[0]
 
 
+async def failing_request(make: Callable[..., Any]) -> str:
+    events: list[str] = []
+
+    async def fetch(keys: list[int]) -> list[int]:
+        try:
+            await asyncio.sleep(0.2)
+        finally:
+            events.append("the batch ends")
+        return keys
+
+    try:
+        async with AsyncExitStack() as stack:
+            loader = make(fetch)
+            if hasattr(loader, "__aenter__"):
+                await stack.enter_async_context(loader)
+            loader.load(1)
+            await asyncio.sleep(0.1)
+            raise ConnectionError
+    except ConnectionError:
+        events.append("the session is closed")
+    await asyncio.sleep(0.3)
+    return ", then ".join(events)
+
+
 SITUATIONS = [
     other_waiter,
+    in_a_task_group,
     later_load,
     cancelled_batch,
     wrong_signature,
@@ -176,6 +221,7 @@ SITUATIONS = [
     cleared_in_flight,
     nobody_asks,
     last_waiter,
+    failing_request,
 ]
 
 
