@@ -408,9 +408,9 @@ class Batch:
     def settle_some(self, found: Iterable[tuple[Any, LoadHandle[Any]]]) -> None:
         """Settle some entries by values from elsewhere; the others remain for the function."""
         for value, entry in found:
-            if entry._batch is not None:
-                self._settle_entry(entry, value)
+            self._settle_entry(entry, value)
         wake_all(self.backend, self.watchers)
+        self.dispatcher.reconsider()
         self._sift(abandoned_too=False)
         if not self.entries:
             self._move("settle")
@@ -448,6 +448,7 @@ class Batch:
             raise wrong_result(rules, self.keys_, f"yielded {excerpt(key)} twice")
         self._settle_entry_by_value(cache_key, entry, value)
         wake_all(self.backend, self.watchers)
+        self.dispatcher.reconsider()
 
     def settle_rest(self) -> None:
         """The stream has ended: what it did not give is missing."""
@@ -489,6 +490,7 @@ class Batch:
         self._sift_needed = True
         self._taken_out += 1
         wake_all(self.backend, self.watchers)
+        self.dispatcher.reconsider()
         if self.state is SEALED:
             self._sift(abandoned_too=False)
             if not self.live:

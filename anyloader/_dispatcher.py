@@ -131,9 +131,7 @@ class Dispatcher:
     # Loaders
 
     def attach(self, loader: LoaderRules) -> None:
-        """Let a loader run here."""
-        if self.state is CLOSED:
-            raise LoaderClosedError(_closed(loader.name))
+        """Let a loader run here, which was admitted."""
         if self.token is not None and (self.entered or not loader._is_manual):
             loader._bind(self.token)
         if self.entered:
@@ -265,7 +263,7 @@ class Dispatcher:
                 # batch would leave earlier than on a lazy one, with rounds(0) before its key is in.
                 await self.backend.checkpoint()
             with worker.scope as scope:
-                while worker.batch is not None:
+                while worker.batch is not None:  # pragma: no branch - nobody wakes it without one
                     fit = await self._run(worker.batch)
                     worker.batch = None
                     if not fit or scope.cancel_called or not self._owns_group:
@@ -342,26 +340,32 @@ class Dispatcher:
             watches.set(rules._hooks.watches)
             rules._hooks(BatchStarted(batch.name, batch.number, batch.keys))
         missing = None if rules.value_cache is None else await _values.ask(batch)
-        if batch.is_done:
-            return
-        keys = batch.keys_to_send(distinct=rules._streams)
-        result = rules.batch_load_fn(keys)
-        if type(result) is not CoroutineType and isinstance(result, AsyncIterator):
-            await _call_stream(batch, keys, result)
-        elif type(result) is CoroutineType or isinstance(result, Awaitable):
-            result = await result
-            if not batch.is_done:
-                batch.settle(result)
-        else:
-            raise wrong_result(rules, keys, f"returned {excerpt(result)}, which cannot be awaited")
-        if missing:
-            # Nobody waits for this but the way out, so that the last values are stored too.
-            self._storing += 1
-            try:
-                await _values.store(batch, missing)
-            finally:
-                self._storing -= 1
-                self.reconsider()
+        try:
+            if batch.is_done:
+                return
+            keys = batch.keys_to_send(distinct=rules._streams)
+            result = rules.batch_load_fn(keys)
+            if type(result) is not CoroutineType and isinstance(result, AsyncIterator):
+                await _call_stream(batch, keys, result)
+            elif type(result) is CoroutineType or isinstance(result, Awaitable):
+                result = await result
+                if not batch.is_done:
+                    batch.settle(result)
+            else:
+                raise wrong_result(
+                    rules, keys, f"returned {excerpt(result)}, which cannot be awaited"
+                )
+            if missing:
+                # Nobody waits for this but the way out, so that the last values are stored too.
+                self._storing += 1
+                try:
+                    await _values.store(batch, missing)
+                finally:
+                    self._storing -= 1
+                    self.reconsider()
+        except BaseException:
+            missing = None  # the traceback leads here, and this to handles that hold the error
+            raise
 
     @staticmethod
     async def _await_schedule(batch: Batch) -> None:
@@ -542,11 +546,11 @@ def _in_context(context: Context, steps: Coroutine[Any, Any, None]) -> Generator
         yielded = run(steps.send, None)
         while True:
             try:
-                sent = yield yielded
+                sent = [(yield yielded)]
             except BaseException as exc:
                 yielded = run(steps.throw, exc)
             else:
-                yielded = run(steps.send, sent)
+                yielded = run(steps.send, sent.pop())
     except StopIteration:
         return
 

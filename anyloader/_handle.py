@@ -383,6 +383,8 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
         # Got what it wanted, which is not giving up: so never back to 0.
         self._awaits = self._awaits - 1 or None
         self._batches = {batch: None for batch in pending if not batch.is_done}
+        for batch in self._batches:
+            batch.dispatcher.reconsider()
         return failure
 
     def _first_failure(self) -> Generator[Any, Any, Failure | None]:

@@ -27,7 +27,7 @@ from ._errors import LoaderNotOpenError
 from ._handle import NOBODY, Failure, LoadHandle, LoadManyHandle, failure_of, running_batch
 from ._results import log_exception
 from ._statistics import LoaderStatistics
-from .hooks import BatchOpened, Event, Hook, Hooks, LoadHit, LoadQueued, watches
+from .hooks import BatchOpened, Hook, Hooks, LoadHit, LoadQueued, watches
 from .schedules import Manual, Schedule, quiescent
 
 if TYPE_CHECKING:
@@ -509,13 +509,11 @@ class DataLoader(Generic[K, V]):
         else:
             batch.join(many)
             many._handles.append(handle)
-        self._enqueue(batch, key, cache_key, handle)
+        self._enqueue(batch, key, handle)
         return handle
 
-    def _enqueue(self, batch: Batch, key: K, cache_key: Any, entry: LoadHandle[V]) -> None:
+    def _enqueue(self, batch: Batch, key: K, entry: LoadHandle[V]) -> None:
         batch.keys_.append(key)
-        if batch.cache_keys is not batch.keys_:
-            batch.cache_keys.append(cache_key)
         batch.entries.append(entry)
         batch.note_origin()
         if self._hooks is not None:
@@ -524,14 +522,11 @@ class DataLoader(Generic[K, V]):
             self._seal(batch, "full")
 
     def _tell_load(self, key: K, batch: Batch | None, *, shared: bool) -> None:
+        hooks = cast(Hooks, self._hooks)
         if batch is None:
-            self._tell(LoadHit(self.name, key))
+            hooks(LoadHit(self.name, key))
         else:
-            self._tell(LoadQueued(self.name, key, batch.number, shared))
-
-    def _tell(self, event: Event) -> None:
-        if self._hooks is not None:
-            self._hooks(event)
+            hooks(LoadQueued(self.name, key, batch.number, shared))
 
     def _open_batch(self) -> Batch:
         for watch in watches.get():
@@ -604,9 +599,12 @@ class DataLoader(Generic[K, V]):
             for key, cache_key in zip(keys, cache_keys):
                 self._refuse_unhashable(key, cache_key)
             raise
-        if type(cache) is dict and self._can_take_all_at_once(keys, found):
-            self._take_all_at_once(keys, cache, many)
-            return
+        if keys and type(cache) is dict and not any(found):
+            if self._open is None:
+                self._open_batch()  # now, as it may make somebody want to hear of each key
+            if self._can_take_all_at_once(keys):
+                self._take_all_at_once(keys, cache, many)
+                return
         batch: Batch | None = None
         batch_keys: list[K] = []
         entries: list[LoadHandle[V]] = []
@@ -658,16 +656,16 @@ class DataLoader(Generic[K, V]):
         self._shared += shared
         self._hits += len(keys) - misses - shared
 
-    def _can_take_all_at_once(self, keys: list[K], found: list[Any]) -> bool:
-        """Whether all keys are new, each is there once, and nobody wants to hear of each."""
-        if any(found) or self._most is not None or self._keyed or self._hooks is not None:
+    def _can_take_all_at_once(self, keys: list[K]) -> bool:
+        """Whether each of these new keys is there once, and nobody wants to hear of each."""
+        if self._most is not None or self._keyed or self._hooks is not None:
             return False
-        return len(set(keys)) == len(keys) > 0
+        return len(set(keys)) == len(keys)
 
     def _take_all_at_once(
         self, keys: list[K], cache: dict[Any, LoadHandle[V]], many: LoadManyHandle[V]
     ) -> None:
-        batch = self._open or self._open_batch()
+        batch = cast(Batch, self._open)
         batch.join(many)
         handles = many._handles
         new: Any = _new

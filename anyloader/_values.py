@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from ._batch import Batch, BatchRules
+from ._cache import ValueCache
 from ._handle import Failure, LoadHandle
 from .hooks import ValueCacheFailed, ValueCacheHit, ValueCacheMiss
 
@@ -22,9 +23,7 @@ async def ask(batch: Batch) -> list[tuple[Any, LoadHandle[Any]]]:
     then these keys are neither asked for nor stored.
     """
     rules = batch.rules
-    cache = rules.value_cache
-    if cache is None:
-        return []
+    cache = cast("ValueCache[Any, Any]", rules.value_cache)
     await delete(rules, batch.number)
     entries = [(rules._cache_key(key), entry) for key, entry in zip(batch.keys_, batch.entries)]
     distinct = list(dict.fromkeys(cache_key for cache_key, _ in entries))

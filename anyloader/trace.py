@@ -28,7 +28,6 @@ from anyio.lowlevel import current_token
 from ._results import excerpt
 from ._watch import Watch
 from .hooks import (
-    BatchCancelled,
     BatchFailed,
     BatchFinished,
     BatchOpened,
@@ -271,7 +270,7 @@ class _Recorder:
                 batch.outcome, batch.errors = "finished", event.errors
             elif isinstance(event, BatchFailed):
                 batch.outcome, batch.error = "failed", _describe(event.error)
-            elif isinstance(event, BatchCancelled):
+            else:
                 batch.outcome, batch.error = "cancelled", event.why
 
     def _missed(self, batch: TracedBatch) -> TracedMiss | None:
@@ -380,15 +379,15 @@ def _value(name: str, value: Any, where: str) -> Any:
         if name == "failures":
             return [_value("error", each, where) for each in value]
         return [_read(_RECORDS[name], each, f"{name}[{i}]") for i, each in enumerate(value)]
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else -1
     if name in _TEXTS:
         fine, expected = isinstance(value, str), "a string"
     elif name in _FLAGS:
         fine, expected = isinstance(value, bool), "true or false"
     elif name in _TIMES:
-        fine, expected = number and 0 <= value < 1e12, "a time"
+        fine, expected = 0 <= number < 1e12, "a time"
     else:
-        fine, expected = number and isinstance(value, int) and 0 <= value < 1e12, "a count"
+        fine, expected = isinstance(value, int) and 0 <= number < 1e12, "a count"
     if not fine:
         raise TraceFileError(f"{where} must be {expected}, not {excerpt(value)}")
     return value
@@ -413,11 +412,11 @@ def _clean(text: str, most: int = 1000) -> str:
 
 
 def _time(seconds: float) -> str:
-    for unit, scale in ("s", 1), ("ms", 1e3), ("µs", 1e6):
-        value = seconds * scale
-        if value >= 1 or unit == "µs":
-            break
-    return f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
+    micro = round(seconds * 1e6)
+    if micro < 1000:
+        return f"{micro} µs"
+    value, unit = (seconds * 1e3, "ms") if micro < 999_500 else (seconds, "s")
+    return f"{value:.3g} {unit}" if value < 999.5 else f"{value:.0f} {unit}"
 
 
 def _count(n: int, thing: str, things: str | None = None) -> str:
@@ -765,5 +764,5 @@ def _refuse(path: str, why: object) -> Literal[2]:
     return 2
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # pragma: no cover - tested in a process of its own
     sys.exit(main())

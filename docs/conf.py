@@ -20,15 +20,17 @@ html_static_path = ["_static"]
 html_css_files = ["anyloader.css"]
 
 autodoc_member_order = "bysource"
+autodoc_mock_imports = ["cachetools", "coredis"]
 autodoc_typehints = "signature"
-python_maximum_signature_line_length = 88
+# Counted with the full names of types, of which the page shows the last part.
+python_maximum_signature_line_length = 130
 
 # Names of other projects are not looked up, as that would take their inventories. Nor are type
 # variables, and names that a signature uses without their module.
 nitpick_ignore_regex = [
     (
         r"py:.*",
-        r"(anyio|asyncio|collections|contextvars|trio|types|typing|typing_extensions)\..*",
+        r"(anyio|asyncio|collections|contextvars|coredis|os|pathlib|trio|types|typing|typing_extensions)\..*",
     ),
     (r"py:class", r"(anyloader\.\w+\.)?[A-Z](_co|_contra)?"),
     (r"py:class", r"CapacityLimiter|TaskGroup"),
@@ -36,6 +38,6 @@ nitpick_ignore_regex = [
     (r"py:class", r"(graphql|strawberry)\..*"),
     (
         r"py:class",
-        r"(anyloader\.\w+\.)?(Hook|LoaderOptions|_Decorator|AllOptions|Watch|ExecutionContext)",
+        r"(anyloader\.\w+\.)?(Hook|LoaderOptions|_Decorator|AllOptions|Watch|ExecutionContext|Redis|Serializer|PathLike)",
     ),
 ]

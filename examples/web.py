@@ -4,8 +4,8 @@
 
 or `--worker-class asyncio`. Then http://127.0.0.1:8000/countries/FR answers with the country, and
 each of its subdivisions with everything above it; http://127.0.0.1:8000/batches shows the batches
-of the last such request. Needs `hypercorn`, `starlette`, `sqlite-anyio`, `pycountry` and, for trio,
-`trio`.
+of the last such request, and http://127.0.0.1:8000/trace draws them. Needs `hypercorn`,
+`starlette`, `sqlite-anyio`, `pycountry` and, for trio, `trio`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -35,6 +35,7 @@ from _data import (
 )
 from anyloader import batch_loader
 from anyloader.integrations.asgi import LoaderScopeMiddleware
+from anyloader.trace import Trace, record
 
 #: How this request reads the database. Set before its scope is entered, so batch functions see it.
 atlas: ContextVar[Atlas] = ContextVar("atlas")
@@ -84,6 +85,11 @@ async def show_batches(request: Request) -> Response:
     return JSONResponse([{"batch": name, "keys": keys} for name, _, keys in statements])
 
 
+async def show_trace(request: Request) -> Response:
+    last: Trace = getattr(request.app.state, "trace", Trace())
+    return HTMLResponse(last.html())
+
+
 # The application.
 
 
@@ -99,6 +105,19 @@ class AtlasMiddleware:
         await self._app(scope, receive, send)
 
 
+class TraceMiddleware:
+    """Keeps a record of the last request that loaded something."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with record() as trace:
+            await self._app(scope, receive, send)
+        if trace.batches:
+            scope["app"].state.trace = trace
+
+
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncGenerator[dict[str, Any], None]:
     ensure_database(DEFAULT_DATABASE)
@@ -110,7 +129,15 @@ async def lifespan(app: Starlette) -> AsyncGenerator[dict[str, Any], None]:
 
 
 app = Starlette(
-    routes=[Route("/countries/{code}", show_country), Route("/batches", show_batches)],
-    middleware=[Middleware(AtlasMiddleware), Middleware(LoaderScopeMiddleware)],
+    routes=[
+        Route("/countries/{code}", show_country),
+        Route("/batches", show_batches),
+        Route("/trace", show_trace),
+    ],
+    middleware=[
+        Middleware(TraceMiddleware),
+        Middleware(AtlasMiddleware),
+        Middleware(LoaderScopeMiddleware),
+    ],
     lifespan=lifespan,
 )

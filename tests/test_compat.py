@@ -249,6 +249,17 @@ async def test_a_load_can_be_looked_at_as_a_future() -> None:
         assert repr(good) == f"<LoadFuture of {loader.peek(2)!r}>"
 
 
+async def test_a_load_many_is_done_with_its_first_error_unless_errors_stand_in_place() -> None:
+    async with LoaderScope():
+        loader = DataLoader(Recorder[int, Any](odd_fails))
+        with pytest.raises(ValueError, match="odd: 1"):
+            await loader.load(1)
+        raising = loader.load_many([1, 2])
+        in_place = loader.load_many([1, 2], return_exceptions=True)
+        assert [raising.done(), in_place.done()] == [True, False]
+        assert [type(value) for value in await in_place] == [ValueError, int]
+
+
 async def test_a_load_that_was_cancelled_by_its_scope_has_an_error() -> None:
     async with LoaderScope() as scope:
         load = DataLoader(Recorder[int, int](same)).load(1)

@@ -42,6 +42,9 @@ def test_web(name: str) -> None:
         assert batches[0] == {"batch": "countries", "keys": ["FR"]}
         assert batches[1] == {"batch": "subdivisions_of", "keys": ["FR"]}
         assert {batch["batch"] for batch in batches[2:]} == {"subdivisions"}
+        page = get("/trace")[1].decode()
+        assert page.count("<svg") == 1
+        assert f"{len(batches)} batches" in page
         assert get("/countries/xx")[0] == 404
         assert json.loads(get("/batches")[1]) == [{"batch": "countries", "keys": ["XX"]}]
 

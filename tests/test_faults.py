@@ -183,7 +183,8 @@ class World:
         except BaseException as exc:
             if self.place != "foreign" or not hasattr(exc, "exceptions"):
                 raise
-            (self.left,) = exc.exceptions
+            errors: Any = exc
+            (self.left,) = errors.exceptions
         else:
             self.left = "left"
 
@@ -259,13 +260,14 @@ class BrittleMap(dict[Any, Any]):
 async def stray_cancellation() -> BaseException:
     if anyio.get_cancelled_exc_class() is asyncio.CancelledError:
         return asyncio.CancelledError("stray")
+    caught: list[BaseException] = []
     with anyio.CancelScope() as scope:
         scope.cancel()
         try:
             await checkpoint()
         except BaseException as exc:
-            caught = exc
-    return caught
+            caught.append(exc)
+    return caught[0]
 
 
 async def rounds_until(condition: Callable[[], bool]) -> None:

@@ -13,11 +13,15 @@ from typing import Any
 import anyio
 import pytest
 
-from anyloader import DataLoader, LoaderScope, batch_loader
+from anyloader import DataLoader, LoaderScope, batch_loader, schedules
 from anyloader.testing import RecordingBatchFn, assert_batches, max_batches
 from support import wait_all_tasks_blocked
 
 pytestmark = pytest.mark.anyio
+
+
+async def echo(keys: list[int]) -> list[int]:
+    return keys
 
 
 # --- RecordingBatchFn ---
@@ -108,7 +112,7 @@ async def test_it_takes_a_batch_loader_too() -> None:
     assert_batches(users, [[1]])
 
 
-@pytest.mark.parametrize("wrong", [1, DataLoader(lambda keys: None), None])  # type: ignore
+@pytest.mark.parametrize("wrong", [1, DataLoader(echo), None])
 def test_it_refuses_what_records_nothing(wrong: Any) -> None:
     with pytest.raises(TypeError, match=r"^assert_batches\(\) needs a RecordingBatchFn"):
         assert_batches(wrong, [])
@@ -123,10 +127,6 @@ def too_many(*parts: str) -> Iterator[None]:
         yield
     for part in parts:
         assert part in str(caught.value)
-
-
-async def echo(keys: list[int]) -> list[int]:
-    return keys
 
 
 async def test_as_many_as_allowed_pass() -> None:
@@ -198,9 +198,11 @@ async def test_batches_that_were_loaded_by_batch_functions_count() -> None:
 async def test_tasks_started_in_the_block_count() -> None:
     async def call(key: int) -> None:
         await loader.load(key)
+        await loader.load(key)
 
     async with DataLoader(echo) as loader:
         with too_many("got 1;"), max_batches(0):
+            loader.load_many([1, 1])
             async with anyio.create_task_group() as group:
                 for key in range(3):
                     group.start_soon(call, key)
@@ -230,6 +232,15 @@ async def test_hits_and_loads_that_nobody_wants_any_more_are_no_batches() -> Non
                 await anyio.lowlevel.checkpoint()
                 group.cancel_scope.cancel()
             await wait_all_tasks_blocked()
+
+
+async def test_a_batch_that_was_sent_before_the_block_does_not_count() -> None:
+    async with LoaderScope() as scope:
+        loader = scope.get(batch_loader(schedule=schedules.manual())(echo))
+        load = loader.load(1)
+        loader.dispatch()
+        with max_batches(0):
+            assert await load == 1
 
 
 async def test_blocks_can_be_nested_and_each_counts_for_itself() -> None:

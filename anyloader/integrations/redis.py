@@ -50,7 +50,10 @@ class JSON:
             raise ValueError(f"JSON would change this {type(value).__name__}")
         return text
 
-    loads = staticmethod(json.loads)
+    @staticmethod
+    def loads(stored: Any, /) -> Any:
+        """:raises ValueError: if it is no JSON"""
+        return json.loads(stored)
 
 
 def _json_key(key: Any) -> str:
@@ -147,7 +150,7 @@ class RedisValueCache(Generic[K, V]):
         for key, stored in zip(names, await self._try(get)):
             if stored is not None:
                 try:
-                    value = self._serializer.loads(stored)
+                    value: Any = self._serializer.loads(stored)
                 except Exception:  # fetched again, and stored again
                     continue
                 if value is not None or self._cache_none:

@@ -1,0 +1,198 @@
+"""Corners that no other test comes by; each is a promise all the same."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import anyio
+import pytest
+
+from anyloader import (
+    BatchResultError,
+    DataLoader,
+    LoadCancelledError,
+    LoaderClosedError,
+    LoaderScope,
+    schedules,
+)
+from support import Recorder, wait_all_tasks_blocked
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_an_illegal_move_of_a_batch_raises_and_changes_nothing() -> None:
+    async with DataLoader(Recorder[int, int](abs)) as loader:
+        handle = loader.load(1)
+        batch = handle._batch
+        assert batch is not None
+        with pytest.raises(RuntimeError, match="cannot start while open"):
+            batch.start()
+        assert batch.is_open
+        assert await handle == 1
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio.TaskGroup is new in Python 3.11")
+def test_a_loader_made_without_a_loop_finds_it_at_its_first_load() -> None:
+    group: Any = getattr(asyncio, "TaskGroup")()  # noqa: B009 - unknown to checkers of 3.10
+    loader = DataLoader(Recorder[int, int](abs), task_group=group)
+    with pytest.raises(RuntimeError, match="no event loop is running"):
+        loader.load(1)
+
+    async def main() -> int:
+        async with group:
+            return await loader.load(-1)
+
+    assert asyncio.run(main()) == 1
+
+
+@pytest.mark.virtual_time
+async def test_a_batch_opened_while_leaving_waits_for_no_window() -> None:
+    begun = anyio.Event()
+
+    async def slow(keys: list[int]) -> list[int]:
+        begun.set()
+        await anyio.sleep(1)
+        return await late.load_many(keys)
+
+    async with anyio.create_task_group() as tg:
+        async with LoaderScope():
+            late = DataLoader(Recorder[int, int](abs), schedule=schedules.window(1_000))
+            tg.start_soon(DataLoader(slow).load, -1)
+            await begun.wait()
+        assert anyio.current_time() == 1
+
+
+@pytest.mark.only_on("asyncio")
+async def test_a_worker_that_was_cancelled_natively_passes_its_next_batch_on() -> None:
+    async def fetch(keys: list[int]) -> list[int]:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return keys
+
+    async with DataLoader(fetch) as loader:
+        assert [await loader.load(key) for key in range(5)] == [0, 1, 2, 3, 4]
+
+
+async def test_what_a_cancelled_stream_still_gives_is_dropped() -> None:
+    given: list[int] = []
+
+    class Stream:
+        """Has no ``aclose``, and takes its time to notice that nobody wants it any more."""
+
+        def __init__(self, keys: list[int]) -> None:
+            self._keys = iter(keys)
+
+        def __aiter__(self) -> AsyncIterator[tuple[int, int]]:
+            return self
+
+        async def __anext__(self) -> tuple[int, int]:
+            for key in self._keys:
+                with anyio.CancelScope(shield=True):
+                    await gate.wait()
+                given.append(key)
+                return key, key
+            raise StopAsyncIteration
+
+    gate = anyio.Event()
+    function: Any = Stream
+    async with anyio.create_task_group() as tg, DataLoader[int, int](function) as loader:
+        tg.start_soon(loader.load_many, [1, 2])
+        await wait_all_tasks_blocked()
+        tg.cancel_scope.cancel()
+        handle = loader.load(3)
+        gate.set()
+    assert given == [1, 2]
+    assert handle.status is handle.Status.CANCELLED
+
+
+async def test_throw_takes_a_class_or_an_instance() -> None:
+    async with DataLoader(Recorder[int, int](abs)) as loader:
+        await loader.load(1)
+        for arguments in (ValueError,), (ValueError("x"),), (ValueError, ValueError("x")):
+            with pytest.raises(ValueError):
+                loader.load(1).throw(*arguments)
+        with pytest.raises(ValueError):
+            loader.load(1).throw(ValueError, ValueError("x"), None)
+
+
+@pytest.mark.only_on("asyncio")
+async def test_closing_a_handle_that_another_task_drives_leaves_that_alone() -> None:
+    async with DataLoader(Recorder[int, int](abs)) as loader, anyio.create_task_group() as tg:
+        handle = loader.load(1)
+        handle.send(None)  # as a task would that was made of the handle
+
+        async def close() -> None:
+            handle.close()
+
+        tg.start_soon(close)
+        await wait_all_tasks_blocked()
+        with pytest.raises(StopIteration) as stop:
+            handle.send(None)
+        assert stop.value.value == 1
+
+
+async def test_a_mapping_that_refuses_a_look_with_a_type_error_of_its_own_is_heard() -> None:
+    class Picky(dict[Any, Any]):
+        def get(self, key: Any, default: Any = None) -> Any:
+            raise TypeError("not today")
+
+    async with DataLoader(Recorder[int, int](abs), cache_map=Picky()) as loader:
+        for call in loader.load, lambda key: loader.load_many([key]):
+            with pytest.raises(TypeError, match="not today"):
+                call(1)
+
+
+async def test_a_result_whose_repr_raises_is_named_by_its_type() -> None:
+    class Mute:
+        def __repr__(self) -> str:
+            raise RuntimeError
+
+    async def fetch(keys: list[int]) -> Any:
+        return Mute()
+
+    async with DataLoader[int, int](fetch) as loader:
+        with pytest.raises(BatchResultError, match=r"<Mute instance at"):
+            await loader.load(1)
+
+
+async def test_prime_with_the_cache_off_changes_nothing() -> None:
+    async with DataLoader(Recorder[int, int](abs), cache=False) as loader:
+        assert await loader.prime(-1, 5).clear(-1).clear_all().load(-1) == 1
+        assert loader.peek(-1) is None
+
+
+async def test_schedules_say_what_they_are() -> None:
+    made = schedules.quiescent(max_rounds=7), schedules.rounds(2), schedules.window(0.5)
+    assert [repr(s) for s in (*made, schedules.manual())] == [
+        "quiescent(max_rounds=7)",
+        "rounds(2)",
+        "window(0.5)",
+        "manual()",
+    ]
+
+
+async def test_a_scope_that_was_cancelled_refuses_loads_and_settles_waiters() -> None:
+    async with LoaderScope() as scope:
+        loader = scope.get(Recorder[int, int](abs, gate=anyio.Event()))
+        handle, queued = loader.load(1), loader.load(2)
+        await wait_all_tasks_blocked()
+        later = loader.load(3)
+        scope.cancel("enough")
+        for load in handle, queued, later:
+            with pytest.raises(LoadCancelledError, match="enough"):
+                await load
+        with pytest.raises(LoaderClosedError):
+            loader.load(4)
+
+
+async def test_keys_can_come_from_any_iterable() -> None:
+    def keys() -> Iterator[int]:
+        yield from (1, 2)
+
+    async with DataLoader(Recorder[int, int](abs)) as loader:
+        assert await loader.load_many(keys()) == [1, 2]
+        assert await loader.load_many([]) == []
