@@ -113,6 +113,7 @@ def make(request: pytest.FixtureRequest) -> Make:
         ttl = 60 if "ttl" in request.param else None
         return lambda: in_redis(server, cache_none=True, ttl=ttl)
     if request.param.startswith("memory"):
+        pytest.importorskip("cachetools")
         return lambda: in_memory(60 if "ttl" in request.param else None)
     return in_a_dict
 

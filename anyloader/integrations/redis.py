@@ -146,7 +146,7 @@ class RedisValueCache(Generic[K, V]):
         async def get() -> Sequence[Any]:
             return await self._client.mget(list(names.values()))
 
-        found: dict[K, V] = {}
+        found: dict[K, Any] = {}
         for key, stored in zip(names, await self._try(get)):
             if stored is not None:
                 try:
