@@ -155,7 +155,7 @@ class Hooks:
     __slots__ = ("_logged", "hooks", "watches")
 
     def __init__(self, hooks: tuple[Hook, ...]) -> None:
-        self.hooks = hooks
+        self.hooks: tuple[Hook, ...] = hooks
         #: Those of the hooks that are there for a while only.
         self.watches: tuple[Watch, ...] = ()
         self._logged: set[int] = set()

@@ -20,7 +20,7 @@ html_static_path = ["_static"]
 html_css_files = ["anyloader.css"]
 
 autodoc_member_order = "bysource"
-autodoc_mock_imports = ["cachetools", "coredis"]
+autodoc_mock_imports = ["cachetools", "coredis", "opentelemetry", "prometheus_client"]
 autodoc_typehints = "signature"
 # Counted with the full names of types, of which the page shows the last part.
 python_maximum_signature_line_length = 130
@@ -30,12 +30,13 @@ python_maximum_signature_line_length = 130
 nitpick_ignore_regex = [
     (
         r"py:.*",
-        r"(anyio|asyncio|collections|contextvars|coredis|os|pathlib|trio|types|typing|typing_extensions)\..*",
+        r"(anyio|asyncio|collections|contextvars|coredis|opentelemetry|os|prometheus_client|pathlib|trio|types|typing|typing_extensions)\..*",
     ),
     (r"py:class", r"(anyloader\.\w+\.)?[A-Z](_co|_contra)?"),
     (r"py:class", r"CapacityLimiter|TaskGroup"),
     # Bases that the reference of another project describes, and helpers for type checkers.
     (r"py:class", r"(graphql|strawberry)\..*"),
+    (r"py:class", r"(trace|metrics)\.\w+Provider"),
     (
         r"py:class",
         r"(anyloader\.\w+\.)?(Hook|LoaderOptions|_Decorator|AllOptions|Watch|ExecutionContext|Redis|Serializer|PathLike)",

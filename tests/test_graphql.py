@@ -174,7 +174,8 @@ async def test_a_mutation_runs_one_field_after_the_other() -> None:
 @only_3_3
 async def test_resolvers_gather_with_the_helper_of_graphql_core() -> None:
     async def resolve(info: Any) -> int:
-        return sum(await info.async_helpers.gather([number(info), number(info)]))
+        numbers: list[int] = await info.async_helpers.gather([number(info), number(info)])
+        return sum(numbers)
 
     async def resolve_few(info: Any) -> int:
         gather = info.async_helpers.gather

@@ -233,6 +233,15 @@ async def test_loaders_of_scopes_and_of_batch_functions_are_recorded() -> None:
     assert (names, len(trace.hits)) == (["high", "low"], 1)
 
 
+async def test_loaders_of_outer_scopes_are_recorded() -> None:
+    async with LoaderScope() as outer:
+        loader = outer.get(slow).prime(0, 0)
+        async with LoaderScope():
+            with record() as trace:
+                assert await loader.load(0) == 0
+    assert [hit.key for hit in trace.hits] == ["0"]
+
+
 async def test_a_batch_opened_before_the_block_is_recorded_from_its_first_event_on() -> None:
     async def fetch(keys: list[int]) -> list[int]:
         return keys

@@ -256,7 +256,9 @@ async def test_clear_all_deletes_what_the_loader_has_cached() -> None:
 
 async def test_clear_deletes_by_cache_key() -> None:
     store = Store({"A": "old"})
-    async with DataLoader(Recorder[str, str](str), get_cache_key=str.upper, value_cache=store) as loader:
+    async with DataLoader(
+        Recorder[str, str](str), get_cache_key=str.upper, value_cache=store
+    ) as loader:
         assert await loader.clear("a").load("a") == "a"
     assert store.calls[0] == ("delete", ["A"])
 

@@ -417,6 +417,23 @@ async def test_after_a_pause_in_which_it_was_left_alone_it_is_used_again(
         await anyio.sleep(TIMEOUT)
         await cache.set_many({1: 1})
         assert await cache.get_many([1]) == {1: 1}
+        assert "failed" not in repr(cache)
+
+
+@unclosed
+async def test_cancelling_uses_up_no_connections(redis_server: RedisServer) -> None:
+    async with in_redis(redis_server, client_timeout=TIMEOUT) as cache:
+        redis_server.pause()
+        for _ in range(3):
+            async with anyio.create_task_group() as group:
+                for _ in range(4):
+                    group.start_soon(_fail, cache)
+                await anyio.sleep(TIMEOUT / 4)
+                group.cancel_scope.cancel()
+        redis_server.resume()
+        cache._timeout = 10
+        await cache.set_many({1: 1})
+        assert await cache.get_many([1]) == {1: 1}
 
 
 @unclosed
@@ -434,7 +451,7 @@ async def test_timeouts_use_up_no_connections(redis_server: RedisServer, what: s
         for _ in range(3):
             async with anyio.create_task_group() as group:
                 for _ in range(4):
-                    group.start_soon(_time_out, cache)
+                    group.start_soon(_fail, cache)
         redis_server.resume()
         cache._timeout = 10
         async with anyio.create_task_group() as group:
@@ -443,7 +460,7 @@ async def test_timeouts_use_up_no_connections(redis_server: RedisServer, what: s
         assert await cache.get_many(range(8)) == {key: key for key in range(8)}
 
 
-async def _time_out(cache: Any) -> None:
+async def _fail(cache: Any) -> None:
     with pytest.raises((TimeoutError, coredis_errors())):
         await cache.get_many([1])
 

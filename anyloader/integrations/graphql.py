@@ -44,15 +44,17 @@ if TYPE_CHECKING:
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-try:
+if TYPE_CHECKING:
     from graphql.execution import Executor as _Core
     from graphql.execution.incremental import IncrementalExecutor as _Stock
-except ImportError:  # pragma: no cover - 3.2 has a run of its own
-    from graphql.execution import (  # type: ignore[attr-defined, no-redef]
-        ExecutionContext as _Core,  # pyright: ignore[reportAttributeAccessIssue]
-    )
+else:
+    try:
+        from graphql.execution import Executor as _Core
+        from graphql.execution.incremental import IncrementalExecutor as _Stock
+    except ImportError:  # pragma: no cover - 3.2 has a run of its own
+        from graphql.execution import ExecutionContext as _Core
 
-    _Stock: Any = _Core  # type: ignore[no-redef]
+        _Stock = _Core
 
 __all__ = ("AnyioExecutor", "all_waiting")
 
@@ -473,12 +475,12 @@ class AnyioExecutor(_Stock):
     two or more awaitables is a checkpoint.
     """
 
-    execute_fields = _gathering(_Core.execute_fields)
+    execute_fields: Any = _gathering(_Core.execute_fields)
 
     if TYPE_CHECKING or _IS_3_3:
-        complete_iterable_value = _gathering(_Core.complete_iterable_value)
-        complete_async_iterator_value = _gathering(_Core.complete_async_iterator_value)
-        gather_async_work = _gathering(_Core.gather_async_work)
+        complete_iterable_value: Any = _gathering(_Core.complete_iterable_value)
+        complete_async_iterator_value: Any = _gathering(_Core.complete_async_iterator_value)
+        gather_async_work: Any = _gathering(_Core.gather_async_work)
     else:  # pragma: no cover - 3.2
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
