@@ -253,6 +253,8 @@ class _Recorder:
             self._tasks.setdefault(batch.number, set()).add(_current_task())
         elif isinstance(event, BatchSealed):
             batch.sealed, batch.reason, batch.size = now, event.reason, event.size
+            if event.loader in self._last:
+                self._last[event.loader][1].stop()
             self._last[event.loader] = (batch, _Rounds())
             if not event.size:
                 batch.ended, batch.outcome = now, "dropped"
@@ -313,8 +315,11 @@ class _Rounds:
         self.count = max(self._ticks, 1)
         if self._ticks > _MOST_ROUNDS:
             self.stop()
-        else:
+            return
+        try:
             self._soon(self._next)
+        except RuntimeError:  # the event loop is about to end
+            self.stop()
 
     def stop(self) -> None:
         self.count = None

@@ -135,7 +135,7 @@ def _changes(node: ast.AST) -> list[str]:
         return ["dropped"]
     if isinstance(node, ast.Delete | ast.Break | ast.Continue):
         return ["dropped"]
-    if isinstance(node, ast.Return) and node.value is not None:
+    if isinstance(node, ast.Return) and ast.unparse(node) not in ("return", "return None"):
         return ["returns None"]
     return []
 

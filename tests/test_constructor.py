@@ -277,4 +277,5 @@ def test_name_is_that_of_the_function_or_the_class_or_the_one_given() -> None:
     assert name_of(DataLoader(Recorder[int, int](abs))) == "Recorder"
     assert name_of(Doubles()) == "Doubles"
     assert name_of(DataLoader(double, name="users")) == "users"
+    assert name_of(Doubles(double)) == "Doubles"
     assert name_of(Doubles(name="users")) == "users"

@@ -179,7 +179,8 @@ async def test_resolvers_gather_with_the_helper_of_graphql_core() -> None:
 
     async def resolve_few(info: Any) -> int:
         gather = info.async_helpers.gather
-        return len(await gather([])) + sum(await gather([number(info)]))
+        few: list[int] = [*await gather([]), *await gather([number(info)])]
+        return sum(few)
 
     assert await execute("{number}", {"number": resolve}) == ({"number": 2}, None)
     assert await execute("{number}", {"number": resolve_few}) == ({"number": 1}, None)

@@ -1,4 +1,4 @@
-"""What ``test_model.py`` and ``test_faults.py`` have found, shrunk to plain tests."""
+"""What ``test_model.py``, ``test_faults.py`` and ``mutate.py`` have found, shrunk to plain tests."""
 
 from __future__ import annotations
 
@@ -77,3 +77,31 @@ async def _many_that_fails_early() -> list[str]:
 
 def test_leaving_does_not_wait_for_what_a_failed_load_many_left(shuffled_backend: str) -> None:
     assert run_seeds(shuffled_backend, range(50), _many_that_fails_early) == ["cancelled", "failed"]
+
+
+async def test_a_load_many_that_the_cache_refused_wants_nothing() -> None:
+    """What it has queued is taken back; the others of the batch can still be given up."""
+
+    class Picky(dict[Any, Any]):
+        def __setitem__(self, key: Any, value: Any) -> None:
+            if key == 3:
+                raise ValueError("not this one")
+            super().__setitem__(key, value)
+
+    ended: list[list[int]] = []
+
+    async def fetch(keys: list[int]) -> list[int]:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.append(keys)
+        return keys
+
+    async with DataLoader(fetch, cache_map=Picky()) as loader:
+        load = loader.load(1)
+        with pytest.raises(ValueError, match="not this one"):
+            loader.load_many([2, 3])
+        with anyio.move_on_after(1):
+            await load
+        await wait_all_tasks_blocked()
+        assert ended == [[1]]

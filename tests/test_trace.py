@@ -29,7 +29,7 @@ from anyloader.trace import (
     main,
     record,
 )
-from support import wait_all_tasks_blocked
+from support import BACKENDS, wait_all_tasks_blocked
 
 pytestmark = pytest.mark.anyio
 
@@ -266,6 +266,22 @@ async def test_a_block_that_raises_is_recorded_until_then() -> None:
             raise KeyError
         await loader.load(2)
     assert [batch.outcome for batch in traces[0].batches] == ["finished"]
+
+
+@pytest.mark.parametrize("library", sorted({name.split("+")[0] for name in BACKENDS}))
+def test_an_event_loop_that_ends_while_rounds_are_counted_ends_well(library: str) -> None:
+    async def fetch(keys: list[int]) -> list[int]:
+        return keys
+
+    async def run() -> None:
+        async with DataLoader(fetch) as loader:
+            await loader.load(1)
+            await loader.load(2)
+
+    for _ in range(20):  # on trio it is a matter of chance what runs last
+        with record() as trace:
+            anyio.run(run, backend=library)
+        assert len(trace.batches) == 2
 
 
 def test_it_works_around_a_whole_run() -> None:
