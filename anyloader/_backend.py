@@ -111,7 +111,7 @@ class AsyncioBackend:
     def prepare(context: Context) -> None:
         # In a callback there is no task by which sniffio could see where it is.
         sniffio = sys.modules.get("sniffio")
-        if sniffio is not None:
+        if sniffio is not None:  # pragma: no branch - trio brings it
             context.run(sniffio.current_async_library_cvar.set, "asyncio")
 
     def wake(self, waiters: Iterable[asyncio.Future[None]]) -> None:

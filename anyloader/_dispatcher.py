@@ -395,7 +395,7 @@ class Dispatcher:
 
     def _cancel_batches(self, why: str, cause: BaseException | None) -> None:
         for batch in list(self._outstanding):
-            if not batch.is_done:  # by then, as one can take others with it
+            if not batch.is_done:  # pragma: no branch - a hook may have done anything
                 batch.cancel(why, cause)
 
     async def leave(self, exc: BaseException | None) -> None:

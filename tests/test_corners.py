@@ -196,3 +196,110 @@ async def test_keys_can_come_from_any_iterable() -> None:
     async with DataLoader(Recorder[int, int](abs)) as loader:
         assert await loader.load_many(keys()) == [1, 2]
         assert await loader.load_many([]) == []
+
+
+@pytest.mark.only_on("asyncio")
+async def test_a_native_cancellation_never_met_does_not_reach_a_foreign_group() -> None:
+    async def fetch(keys: list[int]) -> list[int]:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return keys
+
+    async with anyio.create_task_group() as tg:
+        loader = DataLoader(fetch, task_group=tg)
+        assert await loader.load(1) == 1
+        await wait_all_tasks_blocked()
+        assert not tg.cancel_scope.cancel_called
+
+
+async def test_leaving_a_scope_in_a_given_group_can_be_cancelled() -> None:
+    async with anyio.create_task_group() as tg, anyio.create_task_group() as waiters:
+        with anyio.CancelScope() as scope:
+            async with LoaderScope(tg) as loaders:
+                loader = loaders.get(Recorder[int, int](abs, gate=anyio.Event()))
+                waiters.start_soon(loader.load(1).wait)
+                await wait_all_tasks_blocked()
+                waiters.start_soon(cancel_later, scope)
+        assert scope.cancelled_caught
+
+
+async def cancel_later(scope: anyio.CancelScope) -> None:
+    await wait_all_tasks_blocked()
+    scope.cancel()
+
+
+class Exit(BaseException):
+    pass
+
+
+async def test_two_functions_that_end_by_no_exception_come_out_in_a_group() -> None:
+    gate = anyio.Event()
+
+    async def fetch(keys: list[int]) -> list[int]:
+        with anyio.CancelScope(shield=True):
+            await gate.wait()
+        raise Exit
+
+    with pytest.raises(BaseException) as caught:
+        async with DataLoader(fetch, max_batch_size=1) as loader:
+            many = loader.load_many([1, 2], return_exceptions=True)
+            await wait_all_tasks_blocked()
+            gate.set()
+            errors = await many
+    assert [type(exc) for exc in getattr(caught.value, "exceptions", ())] == [Exit, Exit]
+    assert all(isinstance(error, LoadCancelledError) for error in errors)
+
+
+@pytest.mark.only_on("asyncio")
+async def test_a_load_many_of_which_a_batch_is_done_can_be_made_a_task() -> None:
+    gate = anyio.Event()
+
+    async def fetch(keys: list[int]) -> list[int]:
+        if keys == [2]:
+            await gate.wait()
+        return keys
+
+    async with DataLoader(fetch, max_batch_size=1) as loader:
+        many = loader.load_many([1, 2])
+        await wait_all_tasks_blocked()
+        task = asyncio.create_task(many)
+        await wait_all_tasks_blocked()
+        gate.set()
+        assert await task == [1, 2]
+
+
+async def test_a_refused_load_many_takes_back_a_batch_that_was_full() -> None:
+    class Refusing(dict[Any, Any]):
+        def __setitem__(self, key: Any, value: Any) -> None:
+            if key == 3:
+                raise MemoryError
+            super().__setitem__(key, value)
+
+    recorder = Recorder[int, int](abs)
+    async with DataLoader(recorder, cache_map=Refusing(), max_batch_size=2) as loader:
+        with pytest.raises(MemoryError):
+            loader.load_many([1, 2, 3])
+        await wait_all_tasks_blocked()
+        assert await loader.load(4) == 4
+    assert recorder.calls == [[4]]
+
+
+async def test_what_was_cleared_before_the_opening_is_deleted_by_the_first_batch() -> None:
+    class Values:
+        def __init__(self) -> None:
+            self.items = {1: 100}
+
+        async def get_many(self, keys: Any) -> Any:
+            return {key: self.items[key] for key in keys if key in self.items}
+
+        async def set_many(self, items: Any) -> None:
+            self.items.update(items)
+
+        async def delete_many(self, keys: Any) -> None:
+            for key in keys:
+                self.items.pop(key, None)
+
+    loader = DataLoader(Recorder[int, int](abs), value_cache=Values()).clear(1)
+    async with loader:
+        assert await loader.load(1) == 1

@@ -247,7 +247,7 @@ def census() -> Counter[str]:
     for thing in gc.get_objects():
         kind = type(thing)
         code = getattr(thing, "gi_code", None) or getattr(thing, "cr_code", None)
-        if kind.__module__.partition(".")[0] == "anyloader" or isinstance(thing, Refused):
+        if str(kind.__module__).partition(".")[0] == "anyloader" or isinstance(thing, Refused):
             found[kind.__qualname__] += 1
         elif code is not None and "/anyloader/" in code.co_filename.replace("\\", "/"):
             found[code.co_qualname if hasattr(code, "co_qualname") else code.co_name] += 1

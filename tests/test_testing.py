@@ -156,7 +156,7 @@ async def test_one_more_fails_with_its_keys_and_the_lines_that_loaded_them() -> 
         f"       2 from {__file__}:{first + 1} in show",
         f"         called at {__file__}:{first + 6} in test_{name}_loaded_them",
     ]
-    assert lines[4] == "  3. echo [3]"
+    assert "  3. echo [3]" in lines  # between them may stand what runs the tests
     assert all(__file__ in line for line in lines if ".py:" in line)
 
 
