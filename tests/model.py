@@ -176,7 +176,7 @@ class Model:
         if cancelled and not load.waiters:
             load.given_up = True
             for batch in list(self.batches):
-                if batch.state != "open" and not batch.is_wanted:
+                if batch.state in ("sealed", "running") and not batch.is_wanted:
                     self.finish(batch, CANCELLED)
         self._go_on_leaving()
 

@@ -14,6 +14,7 @@ from anyio.lowlevel import checkpoint
 
 graphql = pytest.importorskip("graphql")
 
+import anyloader.integrations.graphql as integration  # noqa: E402
 from anyloader import DataLoader, LoaderClosedError  # noqa: E402
 from anyloader.integrations.graphql import AnyioExecutor  # noqa: E402
 from support import Recorder, run_seeds, wait_all_tasks_blocked  # noqa: E402
@@ -549,3 +550,49 @@ import anyloader.integrations.graphql
     expected = rf"ImportError: graphql-core {re.escape(graphql.version)} is not supported by .*"
     assert outcomes[0] == ""
     assert all(re.fullmatch(expected, message) for message in outcomes[1:]), outcomes
+
+
+@only_3_3
+@on_asyncio
+async def test_a_stream_is_as_ever_under_asyncio() -> None:
+    result: Any = graphql.experimental_execute_incrementally(
+        SCHEMA,
+        graphql.parse("{items @stream(initialCount: 1) {x}}"),
+        {"items": [{"x": number}] * 3},
+        executor_class=AnyioExecutor,
+    )
+    result = await result
+    assert result.initial_result.data == {"items": [{"x": 1}]}
+    later = [patch async for patch in result.subsequent_results]
+    items = [item for patch in later for part in patch.incremental or () for item in part.items]
+    assert items == [{"x": 1}] * 2
+
+
+async def test_a_resolver_may_return_any_awaitable() -> None:
+    class Answer:
+        def __await__(self) -> Any:
+            return number(self).__await__()
+
+    root = {"a": {"x": lambda _info: Answer(), "y": lambda _info: Answer()}}
+    assert await execute("{a{x y}}", root) == ({"a": {"x": 1, "y": 1}}, None)
+
+
+async def test_errors_can_be_gathered_in_place() -> None:
+    """graphql-core asks for it where it only waits for what is left of a failed selection."""
+
+    async def fail() -> int:
+        raise LookupError("gone")
+
+    error, value = await integration._gather(fail(), number(None), return_exceptions=True)
+    assert isinstance(error, LookupError)
+    assert value == 1
+
+
+async def test_what_was_started_is_not_discarded() -> None:
+    async def twice() -> None:
+        await checkpoint()
+
+    started = twice()
+    started.send(None)
+    integration._discard([started])
+    started.close()

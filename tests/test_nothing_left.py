@@ -10,6 +10,7 @@ import gc
 import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from types import CoroutineType, GeneratorType
 from typing import Any
 
 import anyio
@@ -246,7 +247,11 @@ def census() -> Counter[str]:
     found: Counter[str] = Counter()
     for thing in gc.get_objects():
         kind = type(thing)
-        code = getattr(thing, "gi_code", None) or getattr(thing, "cr_code", None)
+        code = None
+        if isinstance(thing, GeneratorType):
+            code = thing.gi_code
+        elif isinstance(thing, CoroutineType):
+            code = thing.cr_code
         if str(kind.__module__).partition(".")[0] == "anyloader" or isinstance(thing, Refused):
             found[kind.__qualname__] += 1
         elif code is not None and "/anyloader/" in code.co_filename.replace("\\", "/"):
