@@ -105,3 +105,20 @@ async def test_a_load_many_that_the_cache_refused_wants_nothing() -> None:
             await load
         await wait_all_tasks_blocked()
         assert ended == [[1]]
+
+
+async def test_a_batch_of_which_only_a_deferred_hit_is_left_is_not_sent() -> None:
+    calls: list[list[int]] = []
+
+    async def fetch(keys: list[int]) -> list[int]:
+        calls.append(keys)
+        return keys
+
+    async with DataLoader(fetch, defer_hits=True) as loader:
+        loader.prime(1, 1)
+        many = loader.load_many([2, 1])
+        loader.dispatch()
+        loader.prime(2, 2, force=True)
+        assert await many == [2, 1]
+        await wait_all_tasks_blocked()
+    assert calls == []
