@@ -77,6 +77,7 @@ async def test_a_worker_that_was_cancelled_natively_passes_its_next_batch_on() -
         assert [await loader.load(key) for key in range(5)] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.only_on("asyncio")
 async def test_what_a_cancelled_stream_still_gives_is_dropped() -> None:
     given: list[int] = []
 
@@ -233,6 +234,7 @@ class Exit(BaseException):
     pass
 
 
+@pytest.mark.only_on("asyncio")
 async def test_two_functions_that_end_by_no_exception_come_out_in_a_group() -> None:
     gate = anyio.Event()
 
