@@ -255,7 +255,7 @@ def census() -> Counter[str]:
         if str(kind.__module__).partition(".")[0] == "anyloader" or isinstance(thing, Refused):
             found[kind.__qualname__] += 1
         elif code is not None and "/anyloader/" in code.co_filename.replace("\\", "/"):
-            found[code.co_qualname if hasattr(code, "co_qualname") else code.co_name] += 1
+            found[code.co_name] += 1
     return found
 
 

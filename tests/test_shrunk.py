@@ -122,3 +122,22 @@ async def test_a_batch_of_which_only_a_deferred_hit_is_left_is_not_sent() -> Non
         assert await many == [2, 1]
         await wait_all_tasks_blocked()
     assert calls == []
+
+
+async def test_a_load_that_joins_a_stream_by_a_key_sent_once_settles() -> None:
+    """The key was cleared and loaded again while queued, so two entries of it are in the batch."""
+
+    async def stream(keys: list[int]) -> AsyncIterator[tuple[int, int]]:
+        await gate.wait()
+        for key in keys:
+            yield key, key * 10
+
+    gate = anyio.Event()
+    async with DataLoader(stream) as loader:
+        loads = [loader.load(1), loader.clear(1).load(1)]
+        loader.dispatch()
+        await wait_all_tasks_blocked()
+        loads.append(loader.load(1))
+        gate.set()
+        with anyio.fail_after(1):
+            assert [await load for load in loads] == [10, 10, 10]
