@@ -322,8 +322,6 @@ class Batch:
             cache_key = self.rules._cache_key(key)
             if cache_key in first:
                 self._follow(first[cache_key], entry)
-                for follower in (self._followers or {}).pop(entry, ()):
-                    self._follow(first[cache_key], follower)
             else:
                 first[cache_key] = entry
                 keys.append(key)
@@ -523,7 +521,8 @@ class Batch:
         self._settle_handle(entry, outcome)
         if self._followers is not None:
             for follower in self._followers.get(entry, ()):
-                self._settle_handle(follower, outcome)
+                # In a stream, a follower may be an entry that has followers: see distinct_keys.
+                self._settle_entry(follower, outcome)
 
     def _settle_handle(self, handle: LoadHandle[Any], outcome: Any) -> None:
         handle._value = outcome
