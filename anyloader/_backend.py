@@ -82,6 +82,8 @@ class Backend(Protocol):
     #: Makes something to wait on, which goes into a dict of waiters: ``yield from`` it returns when
     #: :meth:`wake` is called with that dict. Who leaves early has to take it out.
     new_waiter: Callable[[], Waiter]
+    #: Whether these are futures, which asyncio's tasks take as they are.
+    waits_for_futures: bool
 
     def wake(self, waiters: Iterable[Any]) -> None:
         """Let all of these go on."""
@@ -89,6 +91,7 @@ class Backend(Protocol):
 
 
 class AsyncioBackend:
+    waits_for_futures = True
     __slots__ = ("_asyncio", "_invalid_state", "checkpoint", "current", "new_waiter", "token")
 
     def __init__(self, asyncio: Any, loop: asyncio.AbstractEventLoop) -> None:
@@ -123,6 +126,7 @@ class AsyncioBackend:
 
 
 class TrioBackend:
+    waits_for_futures = False
     __slots__ = ("checkpoint", "current", "new_waiter", "token")
 
     def __init__(self, lowlevel: Any) -> None:

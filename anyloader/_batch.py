@@ -65,6 +65,21 @@ TRANSITIONS: Final = {
 }
 
 
+class _Moves(dict[str, str]):
+    """What one event makes of each state in which it may come."""
+
+    def __init__(self, event: str) -> None:
+        super().__init__((s, moves[event]) for s, moves in TRANSITIONS.items() if event in moves)
+        self._event = event
+
+    def __missing__(self, state: str) -> str:
+        raise RuntimeError(f"a batch cannot {self._event} while {state}")
+
+
+_SEAL, _START, _DROP = _Moves("seal"), _Moves("start"), _Moves("drop")
+_SETTLE, _FAIL, _CANCEL = _Moves("settle"), _Moves("fail"), _Moves("cancel")
+
+
 class BatchRules(ResultRules, Protocol):
     """What a batch asks of its loader."""
 
@@ -73,14 +88,15 @@ class BatchRules(ResultRules, Protocol):
     _hooks: Hooks | None
     #: Whether the function is known to be an async generator.
     _streams: bool
+    #: How often it was called, and with how many keys.
+    _batches: int
+    _keys: int
 
     def batch_load_fn(self, keys: list[Any], /) -> Any: ...
 
     def _keeps_error(self, error: Exception) -> bool: ...
 
     def _evict(self, pairs: Iterable[tuple[Any, LoadHandle[Any]]]) -> None: ...
-
-    def _count_call(self, keys: int) -> None: ...
 
     def _take_deletions(self) -> list[Any]: ...
 
@@ -112,33 +128,32 @@ def _is_wanted(handle: LoadHandle[Any]) -> bool:
 class Batch:
     """See the theory of operation on top of this module."""
 
-    #: One of the four states. Changed by ``_move`` only.
-    state: str = OPEN
-    #: Why it was sealed: "schedule", "full", "dispatch" or "close".
-    reason: str | None = None
-    #: Cache keys that were cleared since: their values are not to be stored anywhere.
-    cleared: frozenset[Any] = frozenset()
-    _number: int = 0
-    #: How many loads are still wanted. Changed by the loader when it adds a load, by ``share``,
-    #: ``join``, ``give_up``, ``revive`` and ``_sift``.
-    live: int = 0
-    #: What to cancel to make the schedule, or the function, let go. Set by the dispatcher.
-    schedule_scope: CancelScope | None = None
-    worker_scope: CancelScope | None = None
-    #: The batches whose functions loaded from this one.
-    origins: set[Batch] | None = None
-    #: The batches that this one's function awaits now, and how many of its tasks do.
-    waits: dict[Batch, int] | None = None
-    _sift_needed: bool = False
-    #: How many of the entries were taken out, and wait for the seal to leave the lists.
-    _taken_out: int = 0
-    _followers: dict[LoadHandle[Any], list[LoadHandle[Any]]] | None = None
-    #: Hits that wait for this batch (``defer_hits``), with their outcomes. No loads of it.
-    _deferred: dict[LoadHandle[Any], Any] | None = None
-    #: Cache key -> entry, where the batch deduplicates or is fed by a stream.
-    _index: dict[Any, LoadHandle[Any]] | None = None
+    __slots__ = (
+        "__weakref__",
+        "_deferred",
+        "_followers",
+        "_index",
+        "_number",
+        "_sift_needed",
+        "_taken_out",
+        "backend",
+        "cache_keys",
+        "cleared",
+        "dispatcher",
+        "entries",
+        "keys_",
+        "live",
+        "load_manys",
+        "origins",
+        "rules",
+        "schedule",
+        "schedule_scope",
+        "state",
+        "waits",
+        "watchers",
+        "worker_scope",
+    )
 
-    # A batch may have one key: what most batches do without stands above, and costs nothing here.
     def __init__(
         self, rules: BatchRules, dispatcher: Dispatcher, schedule: Schedule, own_cache_keys: bool
     ) -> None:
@@ -146,14 +161,37 @@ class Batch:
         self.dispatcher = dispatcher
         self.backend = dispatcher.backend
         self.schedule = schedule
+        #: One of the four states. Changed only by looking up the next one.
+        self.state = OPEN
         #: Keys, cache keys and entries run in parallel. Appended to by the loader while OPEN,
         #: filtered by ``_sift`` only. Without ``get_cache_key`` the first two are one list.
         self.keys_: list[Any] = []
         self.cache_keys: list[Any] = [] if own_cache_keys else self.keys_
         self.entries: list[LoadHandle[Any]] = []
+        #: How many loads are still wanted. Changed by the loader when it adds a load, by ``share``,
+        #: ``join``, ``give_up``, ``revive`` and ``_sift``.
+        self.live = 0
         self.load_manys: dict[LoadManyHandle[Any], None] = {}
         #: load_manys that wait for some entry to settle.
         self.watchers: Waiters = {}
+        #: What to cancel to make the schedule, or the function, let go. Set by the dispatcher.
+        self.schedule_scope: CancelScope | None = None
+        self.worker_scope: CancelScope | None = None
+        self._followers: dict[LoadHandle[Any], list[LoadHandle[Any]]] | None = None
+        #: Hits that wait for this batch (``defer_hits``), with their outcomes. No loads of it.
+        self._deferred: dict[LoadHandle[Any], Any] | None = None
+        #: Cache key -> entry, where the batch deduplicates or is fed by a stream.
+        self._index: dict[Any, LoadHandle[Any]] | None = None
+        #: The batches whose functions loaded from this one.
+        self.origins: set[Batch] | None = None
+        #: The batches that this one's function awaits now, and how many of its tasks do.
+        self.waits: dict[Batch, int] | None = None
+        #: Cache keys that were cleared since: their values are not to be stored anywhere.
+        self.cleared: frozenset[Any] = frozenset()
+        self._sift_needed = False
+        #: How many of the entries were taken out, and wait for the seal to leave the lists.
+        self._taken_out = 0
+        self._number = 0
 
     @property
     def number(self) -> int:
@@ -278,16 +316,13 @@ class Batch:
 
     # From state to state
 
-    def _move(self, event: str) -> None:
-        try:
-            self.state = TRANSITIONS[self.state][event]
-        except KeyError:
-            raise RuntimeError(f"a batch cannot {event} while {self.state}") from None
-
     def seal(self, reason: str) -> None:
-        """Take no more keys, and let go of those that nobody wants any more."""
-        self._move("seal")
-        self.reason = reason
+        """
+        Take no more keys, and let go of those that nobody wants any more.
+
+        :param reason: "schedule", "full", "dispatch" or "close"
+        """
+        self.state = _SEAL[self.state]
         self.rules._batch_left(self)
         if self._sift_needed:
             self._sift(abandoned_too=True)
@@ -297,12 +332,12 @@ class Batch:
             size = len(self.entries)
             self.rules._hooks(BatchSealed(self.name, self.number, reason, size))
         if not self.entries:
-            self._move("drop")
+            self.state = _DROP[self.state]
             self._after_settling()
 
     def start(self) -> None:
         """From now on the batch runs: who gives up all of it cancels its task."""
-        self._move("start")
+        self.state = _START[self.state]
 
     def keys_to_send(self, *, distinct: bool) -> list[Any]:
         """
@@ -311,7 +346,8 @@ class Batch:
         :param distinct: give each distinct key once; the other entries of a key follow the first
         """
         keys = self.distinct_keys() if distinct else list(self.keys_)
-        self.rules._count_call(len(keys))
+        self.rules._batches += 1
+        self.rules._keys += len(keys)
         return keys
 
     def distinct_keys(self) -> list[Any]:
@@ -374,14 +410,16 @@ class Batch:
 
         :raises BatchResultError: if ``result`` does not have one value for each key
         """
-        values = aligned(self.rules, self.keys_, result)
-        self._move("settle")
+        values: Any = result
+        if type(result) is not list or len(result) != len(self.keys_):
+            values = aligned(self.rules, self.keys_, result)
+        self.state = _SETTLE[self.state]
         followers = self._followers
         waiting: list[Any] = []
-        errors = []
-        for index, (entry, value) in enumerate(zip(self.entries, values)):
+        errors = 0
+        for entry, value in zip(self.entries, values):
             if isinstance(value, Exception):
-                errors.append((index, value))
+                errors += 1
                 value = failure_of(value)
             entry._value = value
             entry._batch = None
@@ -397,11 +435,13 @@ class Batch:
                     self._settle_handle(follower, value)
         if waiting:
             self.backend.wake(waiting)
-        for index, error in errors:
-            self._consider_error(self.cache_keys[index], self.entries[index], error)
+        if errors:
+            for cache_key, entry in zip(self.cache_keys, self.entries):
+                if type(entry._value) is Failure:
+                    self._consider_error(cache_key, entry, entry._value.exception)
         self._after_settling()
         if self.rules._hooks is not None:
-            self.rules._hooks(BatchFinished(self.name, self.number, len(errors)))
+            self.rules._hooks(BatchFinished(self.name, self.number, errors))
 
     def settle_some(self, found: Iterable[tuple[Any, LoadHandle[Any]]]) -> None:
         """Settle some entries by values from elsewhere; the others remain for the function."""
@@ -411,7 +451,7 @@ class Batch:
         self.dispatcher.reconsider()
         self._sift(abandoned_too=False)
         if not self.entries:
-            self._move("settle")
+            self.state = _SETTLE[self.state]
             self._after_settling()
             if self.rules._hooks is not None:
                 self.rules._hooks(BatchFinished(self.name, self.number, 0))
@@ -451,7 +491,7 @@ class Batch:
     def settle_rest(self) -> None:
         """The stream has ended: what it did not give is missing."""
         errors = sum(type(e._value) is Failure for e in self.entries if e._batch is None)
-        self._move("settle")
+        self.state = _SETTLE[self.state]
         for key, entry in zip(self.keys_, self.entries):
             if entry._batch is not None:
                 value = on_missing_value(self.rules, key)
@@ -463,7 +503,7 @@ class Batch:
 
     def fail(self, error: BaseException) -> None:
         """Give every unsettled load this error, and forget these keys."""
-        self._move("fail")
+        self.state = _FAIL[self.state]
         self._fail(Failure(error, error.__traceback__))
         if self.rules._hooks is not None:
             self.rules._hooks(BatchFailed(self.name, self.number, error))
@@ -472,7 +512,7 @@ class Batch:
         """Settle every load as cancelled, forget the keys, and cancel the function."""
         error = LoadCancelledError(f"a batch of {self.rules.name} was cancelled: {why}")
         error.__cause__ = cause
-        self._move("cancel")
+        self.state = _CANCEL[self.state]
         self._fail(Failure(error, None))
         for scope in (self.schedule_scope, self.worker_scope):
             if scope is not None:
@@ -511,7 +551,7 @@ class Batch:
         else:
             self._settle_entry(entry, value)
 
-    def _consider_error(self, cache_key: Any, entry: LoadHandle[Any], error: Exception) -> None:
+    def _consider_error(self, cache_key: Any, entry: LoadHandle[Any], error: Any) -> None:
         if not self.rules._keeps_error(error):
             # Among the followers may be an entry of its own: cleared and loaded again while queued.
             same = (entry, *(self._followers or {}).get(entry, ()))

@@ -23,7 +23,7 @@ import anyio
 from anyio import CancelScope
 from anyio.abc import TaskGroup
 
-from . import _values
+from . import _batch, _values
 from ._backend import (
     FOREIGN,
     Backend,
@@ -303,17 +303,17 @@ class Dispatcher:
         limiter = batch.rules.limiter
         borrowed = False
         try:
-            if batch.is_open:
+            if batch.state is _batch.OPEN:
                 if isinstance(batch.schedule, Polling):  # lets go by itself
                     await batch.schedule(batch)
                 else:
                     await self._await_schedule(batch)
-                if batch.is_open:
+                if batch.state is _batch.OPEN:
                     batch.seal("schedule")
             if limiter is not None and not batch.is_done:
                 await limiter.acquire_on_behalf_of(batch)
                 borrowed = True
-            if not batch.is_done:
+            if batch.state is _batch.SEALED:
                 batch.start()
                 await _in_context(self.context.copy(), self._call(batch))
         except Exception as exc:
@@ -341,7 +341,7 @@ class Dispatcher:
             rules._hooks(BatchStarted(batch.name, batch.number, batch.keys))
         missing = None if rules.value_cache is None else await _values.ask(batch)
         try:
-            if batch.is_done:
+            if batch.state is _batch.DONE:
                 return
             keys = batch.keys_to_send(distinct=rules._streams)
             result = rules.batch_load_fn(keys)
@@ -349,7 +349,7 @@ class Dispatcher:
                 await _call_stream(batch, keys, result)
             elif type(result) is CoroutineType or isinstance(result, Awaitable):
                 result = await result
-                if not batch.is_done:
+                if batch.state is not _batch.DONE:
                     batch.settle(result)
             else:
                 raise wrong_result(

@@ -249,41 +249,44 @@ class LoadHandle(_Driven[V_co]):
     def __await__(self, outcome: bool = True) -> Generator[Any, Any, V_co]:
         # All in one generator, with nothing to delegate to but the waiter: it runs for every load
         # that is awaited.
-        batch = self._batch
+        batch: Any = self._batch
         if batch is not None:
-            backend = batch.backend
+            backend: Any = batch.backend
             if backend.current() is not backend.token or batch.worker_scope is None:
                 check_place(batch)
-                batch = self._batch
-        if batch is not None:
-            origin = running_batch.get()
-            if origin is not None:
-                origin.begin_wait((batch,))
-            waiter: Any = batch.backend.new_waiter()
-            if self._waiters is None:
-                self._waiters = waiter
-            else:
-                self._add_waiter(batch, waiter)
-            try:
-                yield from waiter
-            except BaseException:
-                # Whatever ended it, this await is over without an outcome.
-                if self._batch is not None:
-                    self._remove_waiter(self._batch, waiter)
-                raise
-            finally:
+            if self._batch is not None:  # it did not fail by this
+                origin = running_batch.get()
                 if origin is not None:
-                    origin.end_wait((batch,))
-        value = self._value
-        if type(value) is Failure and outcome:
-            # The traceback will hold this frame, which shall hold nothing that holds the error.
-            batch = waiter = origin = None
-            try:
-                raise value.renewed()
-            finally:
-                del self, value
-        result: Any = value
-        return result  # type: ignore[no-any-return]
+                    origin.begin_wait((batch,))
+                waiter: Any = backend.new_waiter()
+                if self._waiters is None:
+                    self._waiters = waiter
+                else:
+                    self._add_waiter(batch, waiter)
+                try:
+                    if backend.waits_for_futures:
+                        # What ``yield from`` a future comes to, but for the iterator that it makes.
+                        waiter._asyncio_future_blocking = True
+                        yield waiter
+                    else:
+                        yield from waiter
+                except BaseException:
+                    # Whatever ended it, this await is over without an outcome.
+                    if self._batch is not None:
+                        self._remove_waiter(batch, waiter)
+                    raise
+                finally:
+                    if origin is not None:
+                        origin.end_wait((batch,))
+        value: Any = self._value
+        if type(value) is not Failure or not outcome:
+            return value  # type: ignore[no-any-return]
+        # The traceback will hold this frame, which shall hold nothing that holds the error.
+        batch = waiter = origin = None
+        try:
+            raise value.renewed()
+        finally:
+            del self, value
 
     def _add_waiter(self, batch: Batch, waiter: Any) -> None:
         waiters = self._waiters

@@ -56,7 +56,10 @@ __all__ = ("DataLoader", "IterableFn", "LoaderOptions", "MappingFn", "StreamFn")
 K = TypeVar("K")
 V = TypeVar("V")
 
-_new = object.__new__
+# Looked up once, as a bound method is made for each look at an imported object's.
+_new: Any = object.__new__
+_running_batch = running_batch.get
+_watches = watches.get
 
 _CO_ASYNC_GENERATOR = 0x200
 
@@ -263,6 +266,8 @@ class DataLoader(Generic[K, V]):
             self._cache = {} if cache_map is None else cache_map
         #: Whether what it is cached under is not the key itself.
         self._keyed = self.cache and self.get_cache_key is not None
+        #: Whether, with the cache off, the open batch is asked for its keys.
+        self._deduplicates = not self.cache and (self.deduplicate or self._streams)
         self._hooks: Hooks | None = Hooks(tuple(self.hooks)) if self.hooks else None
         #: Cache keys to be deleted from the value cache before it is asked again.
         self._to_delete: dict[Any, None] = {}
@@ -439,87 +444,68 @@ class DataLoader(Generic[K, V]):
         # The one path that everything takes, so written for speed, without a call it can do without.
         if self._running() is not self._token:
             self._admit()
-        cache = self._cache
         if key is None:
             raise TypeError(f"{self.name}.load() takes a key, not None")
-        if cache is None:
-            return self._load_uncached(key, None)
-        cache_key: Any = self._cache_key(key) if self._keyed else key
-        try:
-            entry = cache.get(cache_key)
-        except TypeError:
-            self._refuse_unhashable(key, cache_key)
-            raise
-        if entry is not None:
-            batch = entry._batch
-            if self._hooks is not None:
-                self._tell_load(key, batch, shared=True)
-            if batch is not None:
-                self._shared += 1
-                return batch.share(entry, key)
-            self._hits += 1
-            if self.defer_hits and self._open is not None:
-                return self._open.defer(entry, None)
-            return entry
+        cache = self._cache
+        cache_key: Any = key
+        if cache is not None:
+            if self._keyed:
+                cache_key = self._cache_key(key)
+            try:
+                entry = cache.get(cache_key)
+            except TypeError:
+                self._refuse_unhashable(key, cache_key)
+                raise
+            if entry is not None:
+                batch = entry._batch
+                if self._hooks is not None:
+                    self._tell_load(key, batch, shared=True)
+                if batch is not None:
+                    self._shared += 1
+                    return batch.share(entry, key)
+                self._hits += 1
+                if self.defer_hits and self._open is not None:
+                    return self._open.defer(entry, None)
+                return entry
+        elif self._deduplicates:
+            cache_key = self._cache_key(key)
+            entry = self._duplicate(key, cache_key)
+            if entry is not None:
+                return cast(Batch, self._open).share(entry, key)
         batch = self._open
         if batch is None:
             batch = self._open_batch()
-        entry = cast("LoadHandle[V]", _new(LoadHandle))
-        entry._key = key
-        entry._batch = batch
-        entry._waiters = None
-        cache[cache_key] = entry
+        new: LoadHandle[V] = _new(LoadHandle)
+        new._key = key
+        new._batch = batch
+        new._waiters = None
+        if cache is not None:
+            cache[cache_key] = new
+        elif self._deduplicates:
+            batch.remember(cache_key, new)
         batch.keys_.append(key)
-        batch.entries.append(entry)
+        batch.entries.append(new)
         batch.live += 1
         if self._keyed:
             batch.cache_keys.append(cache_key)
-        if running_batch.get() is not None:
+        if _running_batch() is not None:
             batch.note_origin()
         if self._hooks is not None:
             self._tell_load(key, batch, shared=False)
         if self._most is not None and batch.size >= self._most:
             self._seal(batch, "full")
-        return entry
+        return new
 
-    def _load_uncached(self, key: K, many: LoadManyHandle[V] | None) -> LoadHandle[V]:
+    def _duplicate(self, key: K, cache_key: Any) -> LoadHandle[V] | None:
+        """With the cache off: return what the open batch has for this key already, and count it."""
+        self._refuse_unhashable(key, cache_key)
         batch = self._open
-        deduplicates = self.deduplicate or self._streams
-        cache_key: Any = None
-        if deduplicates:
-            cache_key = self._cache_key(key)
-            self._refuse_unhashable(key, cache_key)
-            entry = None if batch is None else batch.find(cache_key)
-            if entry is not None:
-                self._shared += 1
-                if self._hooks is not None:
-                    self._tell_load(key, batch, shared=True)
-                if many is None:
-                    return cast(Batch, batch).share(entry, key)
-                cast(Batch, batch).join(many)
-                many._handles.append(entry)
-                return entry
-        if batch is None:
-            batch = self._open_batch()
-        handle: LoadHandle[V] = new_handle(key, batch, None if many is None else NOBODY)
-        if deduplicates:
-            batch.remember(cache_key, handle)
-        if many is None:
-            batch.live += 1
-        else:
-            batch.join(many)
-            many._handles.append(handle)
-        self._enqueue(batch, key, handle)
-        return handle
-
-    def _enqueue(self, batch: Batch, key: K, entry: LoadHandle[V]) -> None:
-        batch.keys_.append(key)
-        batch.entries.append(entry)
-        batch.note_origin()
-        if self._hooks is not None:
-            self._tell_load(key, batch, shared=False)
-        if self._most is not None and batch.size >= self._most:
-            self._seal(batch, "full")
+        entry = None if batch is None else batch.find(cache_key)
+        if entry is not None:
+            self._shared += 1
+            if self._hooks is not None:
+                self._tell_load(key, batch, shared=True)
+        return entry
 
     def _tell_load(self, key: K, batch: Batch | None, *, shared: bool) -> None:
         hooks = cast(Hooks, self._hooks)
@@ -529,9 +515,9 @@ class DataLoader(Generic[K, V]):
             hooks(LoadQueued(self.name, key, batch.number, shared))
 
     def _open_batch(self) -> Batch:
-        for watch in watches.get():
+        for watch in _watches():
             watch.add(self)
-        dispatcher = cast(Dispatcher, self._dispatcher)
+        dispatcher: Any = self._dispatcher
         batch = Batch(self, dispatcher, self.schedule, self._keyed)
         # First a task, then a key: a group that takes no more tasks leaves no trace.
         dispatcher.open(batch)
@@ -568,18 +554,35 @@ class DataLoader(Generic[K, V]):
             raise TypeError(f"{self.name}.load_many() takes keys, and one of them is None")
         cache_keys: list[Any] = keys
         if self._cache is None:
-            if self.deduplicate or self._streams:
+            if self._deduplicates:
                 for key in keys:
                     self._refuse_unhashable(key, self._cache_key(key))
         elif self._keyed:
             cache_keys = [self._cache_key(key) for key in keys]
         many = LoadManyHandle[V](return_exceptions)
         if self._cache is None:
-            for key in keys:
-                self._load_uncached(key, many)
+            self._load_many_uncached(keys, many)
         else:
             self._load_many_cached(keys, cache_keys, self._cache, many)
         return many
+
+    def _load_many_uncached(self, keys: list[K], many: LoadManyHandle[V]) -> None:
+        for key in keys:
+            cache_key = self._cache_key(key) if self._deduplicates else None
+            entry = self._duplicate(key, cache_key) if self._deduplicates else None
+            batch = self._open or self._open_batch()
+            batch.join(many)
+            if entry is None:
+                entry = new_handle(key, batch, NOBODY)
+                if self._deduplicates:
+                    batch.remember(cache_key, entry)
+                batch.keys_.append(key)
+                batch.entries.append(entry)
+                if self._hooks is not None:
+                    self._tell_load(key, batch, shared=False)
+                if self._most is not None and batch.size >= self._most:
+                    self._seal(batch, "full")
+            many._handles.append(entry)
 
     def _load_many_cached(
         self,
@@ -668,7 +671,7 @@ class DataLoader(Generic[K, V]):
         batch = cast(Batch, self._open)
         batch.join(many)
         handles = many._handles
-        new: Any = _new
+        new = _new
         for key in keys:
             entry: LoadHandle[V] = new(LoadHandle)
             entry._key = key
@@ -860,10 +863,6 @@ class DataLoader(Generic[K, V]):
             except Exception:
                 log_exception(f"cache_map of {self.name} raised, and may hold a stale key")
 
-    def _count_call(self, keys: int) -> None:
-        self._batches += 1
-        self._keys += keys
-
     def _take_deletions(self) -> list[Any]:
         taken = list(self._to_delete)
         self._to_delete.clear()
@@ -873,7 +872,7 @@ class DataLoader(Generic[K, V]):
         """``batch`` takes no more keys."""
         if self._open is batch:
             self._open = None
-            self._queued += batch.added
+            self._queued += len(batch.keys_)
 
 
 def _is_async_generator_function(function: object) -> bool:

@@ -34,8 +34,6 @@ def aligned(rules: ResultRules, keys: Sequence[Any], result: object) -> Sequence
 
     :raises BatchResultError: if ``result`` is nothing of the kind
     """
-    if type(result) is list and len(result) == len(keys):
-        return result
     if isinstance(result, Mapping):
         values: list[Any] = []
         for key in keys:

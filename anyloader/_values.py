@@ -8,6 +8,7 @@ from typing import Any, cast
 from ._batch import Batch, BatchRules
 from ._cache import ValueCache
 from ._handle import Failure, LoadHandle
+from ._results import excerpt
 from .hooks import ValueCacheFailed, ValueCacheHit, ValueCacheMiss
 
 __all__ = ("ask", "delete", "store")
@@ -25,7 +26,9 @@ async def ask(batch: Batch) -> list[tuple[Any, LoadHandle[Any]]]:
     rules = batch.rules
     cache = cast("ValueCache[Any, Any]", rules.value_cache)
     await delete(rules, batch.number)
-    entries = [(rules._cache_key(key), entry) for key, entry in zip(batch.keys_, batch.entries)]
+    entries = _by_cache_key(batch)
+    if batch.is_done:
+        return []
     distinct = list(dict.fromkeys(cache_key for cache_key, _ in entries))
     # Those whose deletion has failed, or that were cleared a moment ago, are still in there.
     asked = [cache_key for cache_key in distinct if cache_key not in batch.cleared]
@@ -44,6 +47,44 @@ async def ask(batch: Batch) -> list[tuple[Any, LoadHandle[Any]]]:
     if found and not batch.is_done:
         batch.settle_some([(found[key], entry) for key, entry in entries if key in found])
     return [(key, entry) for key, entry in entries if key not in found]
+
+
+def _by_cache_key(batch: Batch) -> list[tuple[Any, LoadHandle[Any]]]:
+    """
+    Return the entries by their cache keys.
+
+    With the loader's own cache off no ``load`` has looked at these, so an entry whose key cannot be
+    one fails here, alone.
+    """
+    rules = batch.rules
+    entries: list[tuple[Any, LoadHandle[Any]]] = []
+    wrong: list[tuple[Failure, LoadHandle[Any]]] = []
+    for key, entry in zip(batch.keys_, batch.entries):
+        try:
+            cache_key = rules._cache_key(key)
+            if not _is_hashable(cache_key):
+                raise TypeError(
+                    f"{rules.name} cannot ask its value cache for the key {excerpt(key)}, as a "
+                    f"{type(cache_key).__name__} is not hashable; give get_cache_key a function "
+                    "that makes a hashable key of it"
+                )
+        except Exception as exc:
+            # Without this frame, which holds the batch, which holds the error.
+            exc.__traceback__ = exc.__traceback__ and exc.__traceback__.tb_next
+            wrong.append((Failure(exc, exc.__traceback__), entry))
+        else:
+            entries.append((cache_key, entry))
+    if wrong:
+        batch.settle_some(wrong)
+    return entries
+
+
+def _is_hashable(cache_key: object) -> bool:
+    try:
+        hash(cache_key)
+    except TypeError:
+        return False
+    return True
 
 
 async def delete(rules: BatchRules, batch: int = 0) -> None:
