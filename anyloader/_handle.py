@@ -280,7 +280,7 @@ class LoadHandle(_Driven[V_co]):
                         origin.end_wait((batch,))
         value: Any = self._value
         if type(value) is not Failure or not outcome:
-            return value  # type: ignore[no-any-return]
+            return value  # type: ignore[no-any-return]  # pyright: ignore[reportReturnType]
         # The traceback will hold this frame, which shall hold nothing that holds the error.
         batch = waiter = origin = None
         try:

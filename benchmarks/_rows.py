@@ -20,6 +20,7 @@ import anyio
 from ._contenders import (
     OURS,
     ROUNDS_0,
+    BatchFunction,
     Floor,
     Loader,
     Open,
@@ -31,6 +32,7 @@ from ._contenders import (
     peers,
 )
 from ._measure import Contest, Row, Sample, cpu_time
+from ._without_hooks import without_hooks
 
 #: Made once, so that making them is never part of what is measured.
 KEYS = list(range(1_000_000))
@@ -291,6 +293,30 @@ def cancel_contests() -> Iterator[Contest]:
         yield Contest(backend, samples, [(OURS, "anyio.Event")])
 
 
+# Hooks
+
+
+def _without_hooks(batch_function: BatchFunction, /, *, cache: bool = True) -> Any:
+    return without_hooks().DataLoader(batch_function, cache=cache)
+
+
+def hooks_contests() -> Iterator[Contest]:
+    entrants: dict[str, Open] = {OURS: ours, "without hooks": _without_hooks}
+
+    def sample(work: Work, loads: int, opened: Open) -> float:
+        async def main() -> float:
+            async with opened(batch) as loader:
+                return await _timed(partial(work, loader), loads)
+
+        return asyncio.run(main())
+
+    for name, work, loads in (("tasks", tasks, 5_000), ("misses", misses, 1_000)):
+        samples: dict[str, Sample] = {
+            entrant: partial(sample, work, loads, opened) for entrant, opened in entrants.items()
+        }
+        yield Contest(name, samples, [(OURS, "without hooks")])
+
+
 # Importing
 
 
@@ -353,6 +379,7 @@ _BOUNDED: list[tuple[str, str, float, str, _Contests]] = [
     ("trio-misses", "one miss at a time", 1.5, "us", partial(trio_contests, misses, 1_000)),
     ("scaling", "load_many of 1,000 to 1,000,000 keys", 2, "us", scaling_contests),
     ("cancel", "16,000 waiting tasks cancelled", 1.3, "us", cancel_contests),
+    ("hooks", "hooks where none is given", 1.05, "us", hooks_contests),
     ("import", "import anyloader, beyond anyio", 15, "ms", import_contests),
 ]
 
