@@ -43,6 +43,13 @@ async def test_prime_needs_no_open_loader(recorder: Recorder[int, str]) -> None:
         assert await loader.load_many([1, 2]) == ["primed", "fetched 2"]
 
 
+async def test_none_is_no_key_to_prime(recorder: Recorder[int, str]) -> None:
+    loader = DataLoader(recorder, name="Names")
+    with pytest.raises(TypeError, match=r"Names\.prime\(\) takes a key, not None"):
+        loader.prime(None, "primed")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert loader.statistics().cached == 0
+
+
 async def test_prime_never_overwrites(recorder: Recorder[int, str]) -> None:
     recorder.gate = anyio.Event()
     async with DataLoader(recorder, schedule=MANUAL) as loader:
