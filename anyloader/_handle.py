@@ -153,6 +153,10 @@ class LoadHandle(_Driven[V_co]):
     coroutine, for those who ask: ``task_group.start_soon(loader.load, key)``,
     ``asyncio.create_task(loader.load(key))`` and the like work.
 
+    Awaiting it raises the error of the load. While it is pending it raises
+    :class:`LoadDeadlockError` in a batch function that could not end before the load settles, and
+    ``RuntimeError`` in another event loop or thread.
+
     **Cancellation.** Cancelling a task that awaits the handle affects no other waiter, no other
     handle of the same key, and no later load. Once every await of it was cancelled the load is
     given up: its key leaves a batch that was not yet sent (unless another load wants it), and a

@@ -716,6 +716,12 @@ class DataLoader(Generic[K, V]):
         Forget one key; who loads it next fetches it anew.
 
         Loads on their way are not affected and get the old result, which is not cached any more.
+
+        :param key: as for :meth:`load`
+        :raises TypeError: if the key cannot be hashed
+        :raises LoaderNotOpenError: if it is bound to a :class:`LoaderScope` that is not ambient
+        :raises LoaderClosedError: if that scope has ended
+        :raises RuntimeError: if called from another thread or event loop
         """
         self._check_place()
         if self._cache is not None:
@@ -727,13 +733,24 @@ class DataLoader(Generic[K, V]):
         return self
 
     def clear_many(self, keys: Iterable[K]) -> Self:
-        """Forget some keys, as :meth:`clear` does."""
+        """
+        Forget some keys, as :meth:`clear` does.
+
+        :param keys: any iterable
+        :raises Exception: what :meth:`clear` raises; keys before that one are forgotten
+        """
         for key in keys:
             self.clear(key)
         return self
 
     def clear_all(self) -> Self:
-        """Forget all keys, as :meth:`clear` does."""
+        """
+        Forget all keys, as :meth:`clear` does.
+
+        :raises LoaderNotOpenError: if it is bound to a :class:`LoaderScope` that is not ambient
+        :raises LoaderClosedError: if that scope has ended
+        :raises RuntimeError: if called from another thread or event loop
+        """
         self._check_place()
         self._forget_all()
         return self
@@ -761,6 +778,9 @@ class DataLoader(Generic[K, V]):
         :param force: replace what is there. A key that is still queued is taken out of its batch,
             and those who wait for it get the value; one in flight goes on for those who wait for it
         :raises TypeError: if the key is ``None`` or cannot be hashed
+        :raises LoaderNotOpenError: if it is bound to a :class:`LoaderScope` that is not ambient
+        :raises LoaderClosedError: if that scope has ended
+        :raises RuntimeError: if called from another thread or event loop
         """
         if self._dispatcher is None and ambient.get() is not None:
             self._admit()  # or what it holds of this scope could reach another one
@@ -785,7 +805,13 @@ class DataLoader(Generic[K, V]):
         return self
 
     def prime_many(self, mapping: Mapping[K, V | Exception], *, force: bool = False) -> Self:
-        """Put values into the cache, each as :meth:`prime` does."""
+        """
+        Put values into the cache, each as :meth:`prime` does.
+
+        :param mapping: from key to value, or to an ``Exception``
+        :param force: as for :meth:`prime`
+        :raises Exception: what :meth:`prime` raises; keys before that one are primed
+        """
         for key, value in mapping.items():
             self.prime(key, value, force=force)
         return self
@@ -795,6 +821,12 @@ class DataLoader(Generic[K, V]):
         Return the cached handle of a key, pending or settled, or ``None``.
 
         It never loads and never counts as a hit.
+
+        :param key: as for :meth:`load`
+        :raises TypeError: if the key cannot be hashed
+        :raises LoaderNotOpenError: if it is bound to a :class:`LoaderScope` that is not ambient
+        :raises LoaderClosedError: if that scope has ended
+        :raises RuntimeError: if called from another thread or event loop
         """
         self._check_place()
         if self._cache is None:

@@ -135,7 +135,11 @@ class LoaderScope:
         return loader
 
     def clear_all(self) -> None:
-        """Forget all that the loaders of this scope have cached, as their ``clear_all`` does."""
+        """
+        Forget all that the loaders of this scope have cached, as their ``clear_all`` does.
+
+        :raises RuntimeError: if called from another thread or event loop
+        """
         if self._dispatcher is not None and self._dispatcher.state != "closed":
             self._dispatcher.check_thread()
         for loader in self._bound:
@@ -270,6 +274,7 @@ def batch_loader(function: Any = None, /, **options: Any) -> Any:
         async with LoaderScope():
             user = await fetch_users.load(1)
 
+    :param function: the batch function, where no options are given
     :param options: those of :class:`DataLoader`, but for ``task_group`` and ``cache_map``: each
         scope has a loader of its own, and what these would share must not be shared
     :raises TypeError: if an option is unknown or has the wrong type

@@ -34,8 +34,8 @@ class LoadFuture(Generic[T]):
     ``shield`` and ``add_done_callback`` work. Awaiting it works under trio too, and so do ``done``,
     ``cancelled``, ``result`` and ``exception``; callbacks need asyncio.
 
-    It cannot be given a result from outside. Cancelling it cancels nobody else who loads the key;
-    all said of a :class:`~anyloader.LoadHandle` holds for those who await it.
+    It cannot be given a result from outside. Cancelling it cancels nobody else who loads the key, nor
+    who awaits this already; all said of a :class:`~anyloader.LoadHandle` holds for those.
     """
 
     __slots__ = ("__weakref__", "_callbacks", "_cancelled", "_handle", "_task")
@@ -198,6 +198,9 @@ class DataLoader(_DataLoader[K, V]):
             "cache_map": cache_map,
         }
         options.update((name, value) for name, value in given.items() if value is not None)
+        if type(self) is DataLoader:
+            # As a plain anyloader.DataLoader is; a subclass has a name of its own.
+            options.setdefault("name", getattr(batch_load_fn, "__qualname__", ""))
         super().__init__(batch_load_fn, **options)
 
     # A future is no coroutine: asyncio.wait takes the one and refuses the other.

@@ -4,7 +4,8 @@ What a loader tells of its work, while it works.
 A hook is any callable that takes one event; the events are the records below. It is called where
 things happen, synchronously, so it must not block: :class:`LoadQueued` and :class:`LoadHit` come in
 the task and the context of the caller, all others in the task of the batch;
-:class:`BatchStarted` comes in the context of the batch function, just before that is called.
+:class:`BatchStarted` comes in the context of the batch function, just before that is called. What a
+hook raises harms no load; it is logged, once for each loader, and the hook goes on being called.
 """
 
 from __future__ import annotations
@@ -122,6 +123,7 @@ class ValueCacheFailed(NamedTuple):
     """A call of the value cache raised, or returned what it must not; loads do without it."""
 
     loader: str
+    #: 0 for what was cleared last, and is deleted when the scope is left.
     batch: int
     #: "get_many", "set_many" or "delete_many"
     operation: str

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from types import FrameType
 from typing import Any, Generic, TypeVar
@@ -30,7 +31,7 @@ V = TypeVar("V")
 #: How many lines of one batch, and of its callers, a report shows: enough to find the loop that
 #: loads one key at a time, few enough to read.
 _MOST_LINES = 5
-#: How many batches: with N+1 of them they are all alike.
+#: How many batches that differ in more than their keys.
 _MOST_BATCHES = 10
 
 
@@ -142,6 +143,9 @@ class _Seen:
         #: Where its keys were loaded, innermost line first, each with the first key from there.
         self.lines: dict[tuple[str, ...], Any] = {}
 
+    def is_like(self, other: _Seen) -> bool:
+        return self.loader == other.loader and self.lines.keys() == other.lines.keys()
+
 
 @contextmanager
 def max_batches(n: int, *, loader: str | None = None) -> Iterator[None]:
@@ -190,16 +194,32 @@ def max_batches(n: int, *, loader: str | None = None) -> Iterator[None]:
 
 def _report(n: int, sent: list[_Seen]) -> str:
     lines = [f"expected at most {n} {_plural(n)}, got {len(sent)}; too many:"]
-    for number, batch in enumerate(sent[n : n + _MOST_BATCHES], n + 1):
-        keys = "keys that were not sent yet" if batch.keys is None else excerpt(list(batch.keys))
-        lines.append(f"  {number}. {batch.loader} {keys}")
-        for callers, key in batch.lines.items():
+    left = sent[n:]
+    for _ in range(_MOST_BATCHES):
+        if not left:
+            break
+        first = left[0]
+        number = len(sent) - len(left) + 1
+        lines.append(f"  {number}. {first.loader} {_keys(first)}")
+        for callers, key in first.lines.items():
             where = list(callers) or ["somewhere without a line of its own"]
             lines.append(f"       {excerpt(key)} from {where[0]}")
             lines += [f"         called at {line}" for line in where[1:]]
-    if len(sent) > n + _MOST_BATCHES:
-        lines.append(f"  and {len(sent) - n - _MOST_BATCHES} more")
+        # What a loop has sent one by one is said once.
+        same = list(takewhile(first.is_like, left[1:]))
+        left = left[1 + len(same) :]
+        if same:
+            keys = ", ".join(map(_keys, same[:_MOST_LINES]))
+            more = ", ..." if len(same) > _MOST_LINES else ""
+            last = f" to {number + len(same)}." if len(same) > 1 else ""
+            lines.append(f"  {number + 1}.{last} from the same lines: {keys}{more}")
+    if left:
+        lines.append(f"  and {len(left)} more")
     return "\n".join(lines)
+
+
+def _keys(batch: _Seen) -> str:
+    return "keys that were not sent yet" if batch.keys is None else excerpt(list(batch.keys))
 
 
 _PACKAGE = str(Path(__file__).parent)

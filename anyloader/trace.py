@@ -163,7 +163,11 @@ class Trace:
         return _from_json(text)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the record to a file: as SVG, HTML or text if the name says so, else as JSON."""
+        """
+        Write the record to a file: as SVG, HTML or text if the name says so, else as JSON.
+
+        :raises OSError: if the file cannot be written
+        """
         path = Path(path)
         make = {".svg": self.svg, ".html": self.html, ".txt": self.text}
         path.write_text(make.get(path.suffix, self.to_json)(), encoding="utf-8")
@@ -213,6 +217,8 @@ class _Recorder:
         self._start: float | None = None
         #: By the number in the process.
         self._batches: dict[int, TracedBatch] = {}
+        #: Of each loader the batch that was opened last.
+        self._of_loader: dict[str, TracedBatch] = {}
         #: Of each loader the batch that was sealed last, the rounds since then, and its tasks.
         self._last: dict[str, tuple[TracedBatch, _Rounds]] = {}
         self._tasks: dict[int, set[object]] = {}
@@ -241,10 +247,13 @@ class _Recorder:
         if isinstance(event, LoadHit):
             self.trace.hits.append(TracedHit(event.loader, excerpt(event.key), now))
             return
+        if isinstance(event, ValueCacheFailed):
+            self._note_failure(event)
+            return
         batch = self._batches.get(event.batch)
         if batch is None:
             batch = TracedBatch(event.loader, len(self._batches) + 1, now)
-            self._batches[event.batch] = batch
+            self._batches[event.batch] = self._of_loader[event.loader] = batch
             self.trace.batches.append(batch)
         if isinstance(event, BatchOpened):
             batch.missed = self._missed(batch)
@@ -264,8 +273,6 @@ class _Recorder:
             batch.cached = len(event.keys)
         elif isinstance(event, ValueCacheMiss):
             batch.uncached = len(event.keys)
-        elif isinstance(event, ValueCacheFailed):
-            batch.failures.append(f"{event.operation}: {_describe(event.error)}")
         else:
             batch.ended = now
             if isinstance(event, BatchFinished):
@@ -274,6 +281,13 @@ class _Recorder:
                 batch.outcome, batch.error = "failed", _describe(event.error)
             else:
                 batch.outcome, batch.error = "cancelled", event.why
+
+    def _note_failure(self, event: ValueCacheFailed) -> None:
+        # On the way out of a scope no batch is there to tell of; the last one says it.
+        last = self._of_loader.get(event.loader)
+        batch = self._batches.get(event.batch, last)
+        if batch is not None:
+            batch.failures.append(f"{event.operation}: {_describe(event.error)}")
 
     def _missed(self, batch: TracedBatch) -> TracedMiss | None:
         if batch.loader not in self._last:
@@ -413,7 +427,7 @@ def _check_order(trace: Trace) -> None:
 
 def _clean(text: str, most: int = 1000) -> str:
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return text if len(text) <= most else text[: most - 1].rstrip(".") + "…"
 
 
 def _time(seconds: float) -> str:
@@ -563,7 +577,9 @@ def _style() -> str:
         f".trace{{{light}}}{colours(_COLOURS_LIGHT)}"
         f"@media(prefers-color-scheme:dark){{.trace{{{dark}}}{colours(_COLOURS_DARK)}}}"
         ".trace{font:12px system-ui,sans-serif}"
-        ".trace text{fill:var(--fg)}.trace .dim{fill:var(--dim);font-size:11px}"
+        # An edge in the colour of the ground, so that lines of the grid do not run through words.
+        ".trace text{fill:var(--fg);paint-order:stroke;stroke:var(--bg);stroke-width:4}"
+        ".trace .dim{fill:var(--dim);font-size:11px}"
         ".trace .name{font-weight:600}.trace .bad{fill:var(--bad)}"
         ".trace .grid{stroke:var(--grid)}.trace .bg{fill:var(--bg)}"
         ".trace .open{fill:var(--loader);fill-opacity:.3}"
@@ -594,7 +610,7 @@ def _svg(trace: Trace) -> str:
         hits = [hit for hit in trace.hits if hit.loader == loader]
         if hits:
             body += _svg_hits(loader, hits, colour, x, y)
-            y += 28
+            y += _ROW + 4
     height = y + 44
     axis = []
     for time in _ticks(trace.duration):
@@ -652,11 +668,11 @@ def _svg_batch(trace: Trace, batch: TracedBatch, colour: int, x: Any, y: int) ->
 
 def _svg_hits(loader: str, hits: list[TracedHit], colour: int, x: Any, y: int) -> Iterator[str]:
     yield f'<g class="l{colour}"><text x="16" y="{y + 4}">'
-    yield f'<tspan class="name">{escape(_clean(loader, 20))}</tspan>'
+    yield f'<tspan class="name">{escape(_clean(loader, 60))}</tspan>'
     yield f'<tspan class="dim" dx="10">{_count(len(hits), "hit")}</tspan></text>'
     for hit in hits:
         title = escape(f"{_clean(hit.key, 60)} at {_time(hit.at)}")
-        yield _diamond(float(x(hit.at)), y, title)
+        yield _diamond(float(x(hit.at)), y + 17, title)
     yield "</g>"
 
 
@@ -715,7 +731,7 @@ def _html(trace: Trace) -> str:
             '<meta name="color-scheme" content="light dark">',
             f"<title>{escape(_summary(trace))}</title>",
             f"<style>{_PAGE_STYLE}</style></head><body>",
-            _svg(trace),
+            f'<div class="picture">{_svg(trace)}</div>',
             "<table><thead><tr><th>key</th><th>at</th><th>waited</th><th></th></tr></thead><tbody>",
             *rows,
             "</tbody></table></body></html>\n",
@@ -730,8 +746,11 @@ def _html_row(key: str, at: float, waited: str, how: str) -> str:
 
 _PAGE_STYLE = (
     "body{margin:1rem;font:14px system-ui,sans-serif;background:#fff;color:#1f2328}"
-    "svg{max-width:100%;height:auto}table{border-collapse:collapse;margin-top:1rem}"
+    # On a narrow screen the picture scrolls: smaller, its words could not be read.
+    ".picture{overflow-x:auto}svg{display:block;max-width:100%;min-width:46rem;height:auto}"
+    "table{border-collapse:collapse;margin-top:1rem}"
     "td,th{padding:.15rem .8rem;text-align:left;font-variant-numeric:tabular-nums}"
+    "td:nth-child(2),td:nth-child(3){white-space:nowrap}td,th{overflow-wrap:anywhere}"
     ".batch th{padding-top:.7rem;font-weight:600}thead th{font-weight:400;color:#59636e}"
     "@media(prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}"
     "thead th{color:#9aa4af}}"

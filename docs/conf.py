@@ -11,7 +11,7 @@ author = "anyloader contributors"
 copyright = "anyloader contributors"
 release = version = installed_version("anyloader")
 
-extensions = ["sphinx.ext.autodoc", "batch_states"]
+extensions = ["sphinx.ext.autodoc", "batch_states", "program_names"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 pygments_dark_style = "github-dark"
@@ -42,3 +42,13 @@ nitpick_ignore_regex = [
         r"(anyloader\.\w+\.)?(Hook|LoaderOptions|_Decorator|AllOptions|Watch|ExecutionContext|Redis|Serializer|PathLike)",
     ),
 ]
+
+
+def leave_out_numbers(app, what, name, thing, options, lines):
+    """Python says of each field of a named tuple which number it has, and nothing else."""
+    if lines and lines[0].startswith("Alias for field number"):
+        lines.clear()
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", leave_out_numbers)

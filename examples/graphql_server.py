@@ -6,8 +6,9 @@ or `--worker-class asyncio`. Then http://127.0.0.1:8000/ has a page to try queri
 
     { countries(limit: 80) { name subdivisions { name parent { name } country { name } } } }
 
-For each request the server prints the SQL statements that it took. Needs `hypercorn`,
-`strawberry-graphql`, `starlette`, `sqlite-anyio`, `pycountry` and, for trio, `trio`.
+For each request the server prints the SQL statements that it took, and http://127.0.0.1:8000/trace
+draws the batches of the last one. Needs `hypercorn`, `strawberry-graphql`, `starlette`,
+`sqlite-anyio`, `pycountry` and, for trio, `trio`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from typing import Any
 import sqlite_anyio
 import strawberry
 from starlette.applications import Starlette
-from starlette.routing import Mount
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Mount, Route
 from strawberry.asgi import GraphQL
 from strawberry.extensions import SchemaExtension
 
@@ -28,6 +31,7 @@ import _data
 from _data import DEFAULT_DATABASE, Atlas, ensure_database, read_only
 from anyloader import batch_loader
 from anyloader.integrations.strawberry import AnyioExecutionContext, LoaderScopeExtension
+from anyloader.trace import Trace, record
 
 #: How this request reads the database.
 atlas: ContextVar[Atlas] = ContextVar("atlas")
@@ -107,9 +111,25 @@ class AtlasExtension(SchemaExtension):
             print(f"    {name}: {len(keys)} keys", flush=True)
 
 
+class TraceExtension(SchemaExtension):
+    """Keeps a record of the last operation that loaded something."""
+
+    async def on_execute(self) -> AsyncIterator[None]:
+        with record() as trace:
+            yield
+        if trace.batches:
+            context: Any = self.execution_context.context
+            context["request"].app.state.trace = trace
+
+
+async def show_trace(request: Request) -> Response:
+    last: Trace = getattr(request.app.state, "trace", Trace())
+    return HTMLResponse(last.html())
+
+
 schema = strawberry.Schema(
     Query,
-    extensions=[AtlasExtension, LoaderScopeExtension],
+    extensions=[AtlasExtension, TraceExtension, LoaderScopeExtension],
     execution_context_class=AnyioExecutionContext,
 )
 
@@ -124,4 +144,7 @@ async def lifespan(app: Starlette) -> AsyncGenerator[dict[str, Any], None]:
         await connection.close()
 
 
-app = Starlette(routes=[Mount("/", GraphQL[Any, Any](schema))], lifespan=lifespan)
+app = Starlette(
+    routes=[Route("/trace", show_trace), Mount("/", GraphQL[Any, Any](schema))],
+    lifespan=lifespan,
+)

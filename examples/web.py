@@ -61,6 +61,7 @@ async def subdivisions_of(codes: list[str]) -> dict[str, list[Subdivision]]:
 
 async def show_country(request: Request) -> Response:
     request.app.state.last = atlas.get()
+    request.app.state.trace = request.state.trace
     code = request.path_params["code"].upper()
     found: Country | None = await country.load(code)
     if found is None:
@@ -106,16 +107,16 @@ class AtlasMiddleware:
 
 
 class TraceMiddleware:
-    """Keeps a record of the last request that loaded something."""
+    """Records the batches of each request."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with record() as trace:
+            if scope["type"] == "http":
+                scope["state"]["trace"] = trace
             await self._app(scope, receive, send)
-        if trace.batches:
-            scope["app"].state.trace = trace
 
 
 @asynccontextmanager

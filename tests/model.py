@@ -77,6 +77,8 @@ class Batch:
     entries: list[Entry] = field(default_factory=list)
     #: Hits that wait for this batch; they are not loads of it.
     deferred: dict[Entry, Outcome] = field(default_factory=dict)
+    #: Cache keys that were cleared since: not to be stored in the value cache.
+    cleared: set[Any] = field(default_factory=set)
 
     @property
     def is_wanted(self) -> bool:
@@ -99,6 +101,9 @@ class Model:
     missing: Callable[[Any], Outcome] = lambda key: Outcome()
     #: Whether batches are fed by an async generator.
     streams: bool = False
+    #: What the value cache has, where there is one; and what is to be deleted there.
+    values: dict[Any, Any] | None = None
+    to_delete: set[Any] = field(default_factory=set)
 
     #: "open", "leaving" or "closed"; then a foreign group answers hits, and no more.
     state: str = "open"
@@ -185,10 +190,23 @@ class Model:
     def clear(self, key: Any) -> None:
         if self.cache is not None:
             self.cache.pop(self.get_cache_key(key), None)
+            self._forget_value(self.get_cache_key(key))
 
     def clear_all(self) -> None:
+        for cache_key in list(self.cache or ()):
+            self._forget_value(cache_key)
         if self.cache is not None:
             self.cache.clear()
+
+    def _forget_value(self, cache_key: Any) -> None:
+        self.to_delete.add(cache_key)
+        for batch in self.batches:
+            batch.cleared.add(cache_key)
+
+    def _delete_values(self) -> None:
+        for cache_key in self.to_delete:
+            (self.values or {}).pop(cache_key, None)
+        self.to_delete.clear()
 
     def prime(self, key: Any, outcome: Outcome, force: bool) -> None:
         if self.cache is None:
@@ -219,12 +237,27 @@ class Model:
             self._done(batch)
 
     def start(self, batch: Batch) -> list[Any]:
-        """Return the keys that the batch function is given."""
+        """Return the keys that the batch function is given; none if it is not called."""
         batch.state = "running"
+        if self.values is not None:
+            self._ask(batch, self.values)
+            if batch.state == "done":
+                return []
         entries = {e.cache_key if self.streams else e: e for e in reversed(batch.entries)}
         keys = [entry.key for entry in batch.entries if entry in entries.values()]
         self.sent.append(len(keys))
         return keys
+
+    def _ask(self, batch: Batch, values: dict[Any, Any]) -> None:
+        self._delete_values()
+        found = [e for e in batch.entries if e.cache_key in values.keys() - batch.cleared]
+        for entry in found:
+            self._settle(entry, Outcome(values[entry.cache_key]), keep=True)
+            batch.entries.remove(entry)
+        if not batch.entries:
+            self._done(batch)
+        elif found and not batch.is_wanted:
+            self.finish(batch, CANCELLED)
 
     def settle_key(self, batch: Batch, cache_key: Any, outcome: Outcome) -> None:
         """A stream gave a pair."""
@@ -247,6 +280,11 @@ class Model:
             else:
                 outcome = result.get(entry.cache_key) or self.missing(entry.key)
             self._settle(entry, outcome, keep=outcome.error is None or self.keeps(outcome.error))
+        if not isinstance(result, Outcome) and self.values is not None:
+            for entry in batch.entries:
+                settled = entry.loads[0].settled
+                if settled and settled.error is None and entry.cache_key not in batch.cleared:
+                    self.values[entry.cache_key] = settled.value
         self._done(batch)
 
     def _settle(self, entry: Entry, outcome: Outcome, *, keep: bool) -> None:
@@ -281,6 +319,8 @@ class Model:
                 self.finish(unwanted[0], CANCELLED)
             elif not self.batches:
                 self.state = "closed"
+                if not self.foreign:
+                    self._delete_values()
             else:
                 return
 

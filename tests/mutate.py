@@ -1,50 +1,82 @@
 """Breaks the core in small ways, one at a time, and looks whether a test notices.
 
-``python tests/mutate.py --sample 200`` tries that many mutants, chosen by ``--seed``; without it
-all. Each is made in a copy and gets the tests of its module first, then the others, until one
-fails. What survives is listed with its line.
+``python tests/mutate.py`` tries all mutants, ``--sample 200`` that many of them, chosen by ``--seed``;
+``--results FILE`` keeps what was found, and goes on from there: a mutant is tried again only if
+its function has changed, or ``--again``, to see whether a survivor is killed now. What survives is
+listed, and the exit status is 1 if ``surviving_mutants.txt`` has no reason for one of them.
+
+Everything happens in a copy, inside one pytest session that has collected the tests. They run once
+under coverage, which tells what tests execute what line. For each mutant the session then forks; the
+child gives the function its broken code and runs the tests that come by that line, those of its
+module first, until one fails. What happens at import (class attributes, defaults, tables) cannot be
+put in place like this; such a mutant is a file in a copy of its own, for a pytest of its own.
+
+It is a script of our own because mutmut calls every function through a wrapper, whose frames stand in
+each traceback: the tests of tracebacks fail before the first mutant is made. And cosmic-ray starts
+all of Python and pytest for each mutant, which for some 2,000 of them takes a night.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import gc
+import json
 import os
-import queue
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-import threading
-from collections import Counter
-from collections.abc import Iterator
+import time
+import traceback
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import CodeType, FrameType, FunctionType
+from typing import Any, NamedTuple, NoReturn
 
 import pytest
+from coverage import Coverage
 
 ROOT = Path(__file__).parents[1]
+REASONS = Path(__file__).with_name("surviving_mutants.txt")
 
+#: By module: the tests that kill most of its mutants.
 FIRST = {
     "_batch": ["batching", "abandonment", "errors", "batch_function", "deadlock", "prime"],
     "_handle": ["handle", "cancellation", "abandonment", "deadlock", "errors"],
-    "_dispatcher": ["leaving", "opening", "errors", "context", "limiter", "faults"],
+    "_dispatcher": ["leaving", "opening", "errors", "context", "limiter"],
     "_loader": ["constructor", "cache", "prime", "defer_hits", "opening", "handle"],
     "_cache": ["cache", "errors"],
     "_results": ["batch_function", "errors"],
     "_scope": ["scopes", "leaving"],
     "schedules": ["schedules", "rounds"],
     "_backend": ["opening", "errors", "handle", "cancellation"],
+    "_values": ["value_cache"],
+    "_statistics": ["batching", "cache"],
+    "hooks": ["hooks"],
+    "_threads": ["batch_function", "context"],
+    "_watch": ["testing", "trace"],
+    "_errors": ["errors"],
 }
 THEN = (
     *("batching", "abandonment", "cache", "errors", "batch_function", "cancellation", "handle"),
     *("leaving", "opening", "prime", "defer_hits", "deadlock", "limiter", "rounds", "schedules"),
-    *("context", "constructor", "scopes", "field", "hooks", "value_cache", "nothing_left"),
-    *("faults", "shrunk", "model"),
+    *("context", "constructor", "scopes", "field", "hooks", "value_cache", "testing", "trace"),
+    *("corners", "shrunk", "nothing_left", "faults", "model"),
 )
-BACKENDS = "not uvloop and not eager"  # what these find, the two others mostly do
-SECONDS = 240
+#: Long ones, which share fixtures: one file after the other, after all others.
+LAST = ("nothing_left", "faults", "model")
+MOST = "not uvloop and not eager"  # what these find, the two others mostly do
+
+#: How long a mutant is looked at that no test kills.
+CAP = 90
 
 SWAPS: dict[type[Any], type[Any]] = {
     ast.Lt: ast.LtE,
@@ -62,23 +94,36 @@ SWAPS: dict[type[Any], type[Any]] = {
     ast.And: ast.Or,
     ast.Or: ast.And,
 }
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 class Mutant(NamedTuple):
     module: str
+    #: The function around it, or the class; "" for the module.
+    owner: str
     line: int
     what: str
     #: Which node of the tree, and which of its changes.
     place: int
     number: int
+    #: The lines of its statement.
+    lines: range
+    #: The name and first line of the function that has it in its body.
+    function: tuple[str, int] | None
+    #: Remains the same while the function does.
+    key: str
 
-    def source(self) -> str:
-        tree = ast.parse((ROOT / "anyloader" / f"{self.module}.py").read_text())
+    def tree(self, root: Path) -> ast.Module:
+        tree = ast.parse((root / "anyloader" / f"{self.module}.py").read_text())
         _apply(list(ast.walk(tree))[self.place], self.number)
-        return ast.unparse(ast.fix_missing_locations(tree))
+        return ast.fix_missing_locations(tree)
+
+    @property
+    def name(self) -> str:
+        return f"{self.module}.{self.owner}: {self.what}"
 
     def __str__(self) -> str:
-        return f"{self.module}.py:{self.line}: {self.what}"
+        return f"{self.module}.py:{self.line}: {self.owner}: {self.what}"
 
 
 def mutants(path: Path) -> Iterator[Mutant]:
@@ -89,13 +134,46 @@ def mutants(path: Path) -> Iterator[Mutant]:
         if _is_skipped(node)
         for inner in ast.walk(node)
     }  # fmt: skip
-    nodes = list(ast.walk(tree))
-    for index, node in enumerate(nodes):
+    around = {id(inner): node for node in ast.walk(tree) for inner in ast.iter_child_nodes(node)}
+    counted: Counter[str] = Counter()
+    for place, node in enumerate(list(ast.walk(tree))):
         if id(node) in skipped:
             continue
-        for number, what in enumerate(_changes(node)):
-            before = ast.unparse(node).partition("\n")[0]
-            yield Mutant(path.stem, getattr(node, "lineno", 0), f"{what}: {before}", index, number)
+        changes = _changes(node)
+        if not changes:
+            continue
+        chain = [node]
+        while id(chain[-1]) in around:
+            chain.append(around[id(chain[-1])])
+        statement: Any = next(one for one in chain if isinstance(one, ast.stmt))
+        last = statement.end_lineno
+        if hasattr(statement, "body"):
+            last = max(statement.lineno, statement.body[0].lineno - 1)
+        functions = [one for one in chain if isinstance(one, _FUNCTIONS)]
+        outermost: Any = functions[-1] if functions else None
+        function = None
+        if outermost is not None and chain[chain.index(outermost) - 1] in outermost.body:
+            first = min(one.lineno for one in (outermost, *outermost.decorator_list))
+            function = (outermost.name, first)
+        owner = ".".join(
+            one.name for one in reversed(chain) if isinstance(one, (*_FUNCTIONS, ast.ClassDef))
+        )
+        digest = f"{zlib.crc32(ast.unparse(outermost or statement).encode()):08x}"
+        before = ast.unparse(node).partition("\n")[0]
+        for number, what in enumerate(changes):
+            key = f"{path.stem} {owner} {digest}"
+            counted[key] += 1
+            yield Mutant(
+                path.stem,
+                owner,
+                getattr(node, "lineno", 0),
+                f"{what}: {before}",
+                place,
+                number,
+                range(statement.lineno, last + 1),
+                function,
+                f"{key} {counted[key]}",
+            )
 
 
 def _is_skipped(node: ast.AST) -> bool:
@@ -172,41 +250,229 @@ def _replace_by_pass(node: Any) -> None:
     node.value = ast.Constant(...)
 
 
-class Workplace:
-    """A copy of the project in which one mutant after the other is tried."""
+# Trying one
 
-    def __init__(self, folder: str) -> None:
-        self.root = Path(folder)
-        for name in ("anyloader", "tests"):
-            shutil.copytree(ROOT / name, self.root / name)
-        shutil.copy(ROOT / "pyproject.toml", self.root)
 
-    def notices(self, mutant: Mutant) -> str | None:
-        """The test that fails, or ``None``."""
-        path = self.root / "anyloader" / f"{mutant.module}.py"
-        original = path.read_text()
-        path.write_text(mutant.source())
-        first = FIRST[mutant.module]
+class Functions:
+    """Those of the package, to be broken in place. Made before the collector is told to forget them."""
+
+    def __init__(self, root: Path, run_at_import: set[tuple[str, str, int]]) -> None:
+        self._root, self._run_at_import = root, run_at_import
+        self._found: defaultdict[tuple[str, str, int], list[FunctionType]] = defaultdict(list)
+        #: Code that somebody looks for, so that it cannot be another.
+        self._wanted: set[CodeType] = set()
+        for thing in gc.get_objects():
+            if isinstance(thing, FunctionType):
+                code = thing.__code__
+                self._found[code.co_filename, code.co_name, code.co_firstlineno].append(thing)
+            elif type(thing) is set:
+                self._wanted.update(one for one in thing if isinstance(one, CodeType))
+
+    def break_(self, mutant: Mutant) -> bool:
+        """Give the function its broken code; say whether that can be done."""
+        if mutant.function is None:
+            return False
+        path = str(self._root / "anyloader" / f"{mutant.module}.py")
+        (new,) = _codes(compile(mutant.tree(self._root), path, "exec"), mutant.function)
+        place = (path, *mutant.function)
+        if place in self._run_at_import:
+            return False
+        found = self._found[place]
+        for function in found:
+            old = function.__code__
+            if old in self._wanted:
+                return False
+            try:
+                # types.coroutine() marks a function by a flag of its code.
+                function.__code__ = new.replace(co_flags=new.co_flags | old.co_flags)
+            except ValueError:  # uses other variables of a function around it
+                return False
+        return bool(found)
+
+
+def import_watched(root: Path) -> set[tuple[str, str, int]]:
+    """Import the package from there; return the functions that run meanwhile."""
+    found = set()
+
+    def watch(frame: FrameType, event: str, argument: object) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(str(root)):
+            found.add((code.co_filename, code.co_name, code.co_firstlineno))
+
+    sys.setprofile(watch)
+    for name in FIRST:
+        import_module(f"anyloader.{name}")
+    sys.setprofile(None)
+    return found
+
+
+def _codes(code: CodeType, function: tuple[str, int]) -> list[CodeType]:
+    """The code of a function of a module, or of a class in it."""
+    found = []
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            if (inner.co_name, inner.co_firstlineno) == function:
+                found.append(inner)
+            else:
+                found += _codes(inner, function)
+    return found
+
+
+class Campaign:
+    """A pytest plugin that tries mutants where other sessions would run their tests."""
+
+    def __init__(
+        self, root: Path, todo: list[Mutant], jobs: int, told: Callable[[Mutant, str | None], None]
+    ) -> None:
+        self._root, self._todo, self._jobs, self._told = root, todo, jobs, told
+        self._run_at_import = import_watched(root)
+        self._functions: Functions
+        self._failed: str | None = None
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._failed = report.nodeid
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        self._items = session.items
+        self._functions = Functions(self._root, self._run_at_import)
+        self._run(session.items[0], session.items[1])  # for the fixtures of the session
+        gc.collect()
+        gc.freeze()
+        start = time.monotonic()
+        self._tests, self._seconds, failing = self._in_child(self._measure)
+        print(f"{len(session.items)} tests, {time.monotonic() - start:.0f} s", flush=True)
+        for name in failing:
+            print(f"without {name}, which fails in here as it is")
+        running: dict[int, tuple[Mutant, Any]] = {}
+        todo = iter(self._todo)
+        while True:
+            while len(running) < self._jobs and (mutant := next(todo, None)):
+                file = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed below
+                child = os.fork()
+                if not child:
+                    self._child(partial(self._killer, mutant), file)
+                running[child] = mutant, file
+            if not running:
+                return True
+            child, status = os.wait()
+            mutant, file = running.pop(child)
+            file.seek(0)
+            # No text: it was ended by a signal, such as that of its timer.
+            text = file.read() or json.dumps(f"status {status}")
+            self._told(mutant, json.loads(text))
+            file.close()
+
+    def _in_child(self, function: Callable[[], Any]) -> Any:
+        with tempfile.TemporaryFile("w+") as file:
+            child = os.fork()
+            if not child:
+                self._child(function, file)
+            _, status = os.waitpid(child, 0)
+            file.seek(0)
+            text = file.read()
+            if not text.startswith("["):
+                raise SystemExit(f"the tests ended with status {status}\n{text}")
+            return json.loads(text)
+
+    @staticmethod
+    def _child(function: Callable[[], Any], file: Any) -> NoReturn:
         try:
-            # One file after the other at first: most mutants do not live to see the second.
-            for names in ([first[0]], first[1:], [name for name in THEN if name not in first]):
-                failed = self._failing_test([f"tests/test_{name}.py" for name in names])
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, 1)
+            os.dup2(nothing, 2)
+            json.dump(function(), file)
+            file.flush()
+        except BaseException:
+            traceback.print_exc(file=file)
+            file.flush()
+        finally:
+            os._exit(0)
+
+    def _run(self, item: pytest.Item, following: pytest.Item | None) -> None:
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+
+    def _measure(self) -> tuple[dict[str, dict[str, list[int]]], list[float], list[str]]:
+        """
+        By module and line the numbers of the tests that execute it; how long each test takes; and
+        those that fail.
+        """
+        package = self._root / "anyloader"
+        coverage = Coverage(data_file=None, config_file=False, include=[f"{package}/*"])
+        coverage.start()
+        seconds, failing = [], []
+        for number, (item, following) in enumerate(pairwise([*self._items, None])):
+            assert item is not None
+            coverage.switch_context(str(number))
+            start = time.monotonic()
+            self._run(item, following)
+            seconds.append(time.monotonic() - start)
+            if self._failed:
+                failing.append(number)
+                self._failed = None
+        coverage.stop()
+        data = coverage.get_data()
+        tests = {}
+        for path in data.measured_files():
+            lines = data.contexts_by_lineno(path)
+            tests[Path(path).stem] = {
+                str(line): sorted({int(number) for number in numbers if number} - {*failing})
+                for line, numbers in lines.items()
+            }
+        return tests, seconds, [self._items[number].nodeid for number in failing]
+
+    def _killer(self, mutant: Mutant) -> str | None:
+        """The test that fails, or ``None``."""
+        os.setpgid(0, 0)
+        if not self._functions.break_(mutant):
+            return self._killer_elsewhere(mutant)
+        lines = self._tests.get(mutant.module, {})
+        numbers = {n for line in mutant.lines for n in lines.get(str(line), ())}
+        deadline = time.monotonic() + CAP
+        chosen = sorted(numbers, key=lambda number: self._rank(mutant, number))
+        items = [self._items[number] for number in chosen]
+        for number, (item, following) in zip(chosen, pairwise([*items, None])):
+            assert item is not None
+            signal.setitimer(signal.ITIMER_REAL, 10 + 10 * self._seconds[number])
+            try:
+                self._run(item, following)
+            except BaseException:
+                self._failed = item.nodeid
+            if self._failed:
+                break
+            if time.monotonic() > deadline:
+                break
+        return self._failed
+
+    def _rank(self, mutant: Mutant, number: int) -> tuple[bool, int, float]:
+        file = Path(self._items[number].nodeid.partition("::")[0]).stem.removeprefix("test_")
+        last = LAST.index(file) + 1 if file in LAST else 0
+        return file not in FIRST[mutant.module], last, self._seconds[number]
+
+    def _killer_elsewhere(self, mutant: Mutant) -> str | None:
+        first = FIRST[mutant.module]
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            copy_project(self._root, root)
+            path = root / "anyloader" / f"{mutant.module}.py"
+            path.write_text(ast.unparse(mutant.tree(self._root)))
+            for names in first, [name for name in THEN if name not in first]:
+                failed = self._failing_test(root, [f"tests/test_{name}.py" for name in names])
                 if failed:
                     return failed
-        finally:
-            path.write_text(original)
         return None
 
-    def _failing_test(self, files: list[str]) -> str | None:
+    @staticmethod
+    def _failing_test(root: Path, files: list[str]) -> str | None:
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider"]
         try:
             result = subprocess.run(
-                [*command, "--timeout=20", "-k", BACKENDS, *files],
-                cwd=self.root,
-                env={**os.environ, "PYTHONPATH": str(self.root), "MODEL_STEPS": "3000"},
+                [*command, "--timeout=20", "-k", MOST, *files],
+                cwd=root,
+                env={**os.environ, "PYTHONPATH": str(root)},
                 capture_output=True,
                 text=True,
-                timeout=SECONDS,
+                timeout=4 * CAP,
             )
         except subprocess.TimeoutExpired:
             return "timeout"
@@ -216,45 +482,89 @@ class Workplace:
         return next((line for line in lines if line.startswith(("FAILED", "ERROR"))), "crash")
 
 
+def copy_project(source: Path, target: Path) -> None:
+    for name in ("anyloader", "tests"):
+        shutil.copytree(source / name, target / name, dirs_exist_ok=True)
+    shutil.copy(source / "pyproject.toml", target)
+
+
+def reasons() -> dict[str, str]:
+    """By the names of mutants: why no test can notice them."""
+    found = {}
+    reason = ""
+    for line in REASONS.read_text().splitlines() if REASONS.exists() else ():
+        if line.startswith("# "):
+            reason = line.removeprefix("# ")
+        elif line.strip():
+            found[line.strip()] = reason
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sample", type=int)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=float("inf"))
-    parser.add_argument("modules", nargs="*", default=list(FIRST))
+    parser.add_argument("--module", action="append", choices=FIRST, help="only this; repeatable")
+    parser.add_argument("--results", type=Path, help="a file that keeps what was found")
+    parser.add_argument("--again", action="store_true", help="try what survived once more")
+    parser.add_argument("--all-backends", action="store_true", help="tests of uvloop and eager too")
     options = parser.parse_args()
 
-    todo = [m for name in options.modules for m in mutants(ROOT / "anyloader" / f"{name}.py")]
-    print(f"{len(todo)} mutants", flush=True)
-    random.Random(options.seed).shuffle(todo)
-    work: queue.SimpleQueue[Mutant] = queue.SimpleQueue()
-    for mutant in todo[: options.sample]:
-        work.put(mutant)
-    counted: Counter[str] = Counter()
+    results: dict[str, str | None] = {}
+    if options.results and options.results.exists():
+        results = dict(json.loads(line) for line in options.results.read_text().splitlines())
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        copy_project(ROOT, root)
+        modules = options.module or list(FIRST)
+        all_ = [m for name in modules for m in mutants(root / "anyloader" / f"{name}.py")]
+        random.Random(options.seed).shuffle(all_)
+        all_ = all_[: options.sample]
 
-    def run() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            place = Workplace(folder)
-            while not stopped.is_set():
-                try:
-                    mutant = work.get_nowait()
-                except queue.Empty:
-                    return
-                by = place.notices(mutant)
-                counted["killed" if by else "survived"] += 1
-                print(f"killed   {mutant}   {by}" if by else f"SURVIVED {mutant}", flush=True)
+        def is_known(mutant: Mutant) -> bool:
+            if options.again and results.get(mutant.key, "") is None:
+                return False
+            return mutant.key in results
 
-    stopped = threading.Event()
-    threading.Timer(options.seconds, stopped.set).start() if options.seconds < 1e9 else None
-    threads = [threading.Thread(target=run) for _ in range(options.jobs)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    tried = sum(counted.values())
-    print(f"{counted['killed']} of {tried} killed, {counted['killed'] / max(tried, 1):.1%}")
-    return 0
+        todo = [mutant for mutant in all_ if not is_known(mutant)]
+        print(f"{len(all_)} mutants, {len(todo)} to be tried", flush=True)
+
+        def told(mutant: Mutant, by: str | None) -> None:
+            results[mutant.key] = by
+            if options.results:
+                with options.results.open("a") as file:
+                    file.write(json.dumps([mutant.key, by]) + "\n")
+            print(f"killed   {mutant}   {by}" if by else f"SURVIVED {mutant}", flush=True)
+
+        if todo:
+            os.environ["MODEL_STEPS"] = "3000"
+            os.chdir(root)
+            sys.path[0] = str(root)
+            arguments = ["-s", "-p", "no:terminal", "-p", "no:cacheprovider"]
+            arguments += ["--timeout=0", "--timeout-method=thread"]
+            arguments += [] if options.all_backends else ["-k", MOST]
+            files = [f"tests/test_{name}.py" for name in THEN]
+            campaign = Campaign(root, todo, options.jobs, told)
+            status = pytest.main([*arguments, *files], plugins=[campaign])
+            os.chdir(ROOT)
+            if status:
+                return int(status)
+
+    known = reasons()
+    lived = [mutant for mutant in all_ if results[mutant.key] is None]
+    unknown = [mutant for mutant in lived if mutant.name not in known]
+    by_module: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for mutant in all_:
+        by_module[mutant.module]["killed" if results[mutant.key] else "survived"] += 1
+    for name, counts in by_module.items():
+        print(f"{name:<12} {counts['killed']:>5} killed {counts['survived']:>4} survived")
+    killed = len(all_) - len(lived)
+    print(f"{killed} of {len(all_)} killed, {killed / max(len(all_), 1):.1%}")
+    print(f"{len(lived) - len(unknown)} survivors with a reason, {len(unknown)} without:")
+    for mutant in unknown:
+        print(f"    {mutant.name}   (line {mutant.line})")
+    return int(bool(unknown))
 
 
 if __name__ == "__main__":

@@ -88,6 +88,15 @@ async def test_options_of_anyloader_are_taken_by_name() -> None:
         assert await DataLoader(nothing, on_missing=lambda key: -key).load(1) == -1
 
 
+def test_a_loader_is_named_after_its_function_and_a_subclass_after_itself() -> None:
+    class Own(DataLoader[int, int]):
+        pass
+
+    function: Any = odd_fails
+    loaders = DataLoader(function), DataLoader(function, name="other"), Own(function)
+    assert [loader.name for loader in loaders] == ["odd_fails", "other", Own.__qualname__]
+
+
 def test_a_loader_can_be_made_before_there_is_a_loop() -> None:
     DataLoader(Recorder[int, int](same))
 
@@ -331,6 +340,28 @@ async def test_cancelling_a_future_cancels_nobody_else_of_its_key() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await load
         assert third.cancel() is False
+
+
+@pytest.mark.only_on("asyncio")
+async def test_a_timeout_or_a_cancelled_future_leaves_others_of_the_key_alone() -> None:
+    gate = anyio.Event()
+    fetch = Recorder[int, int](same, gate=gate)
+    async with LoaderScope():
+        loader = DataLoader(fetch)
+        load = loader.load(1)
+        waiting = asyncio.create_task(_wait(load))
+        await wait_all_tasks_blocked()
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(loader.load(1), 0)
+        assert load.cancel()
+        gate.set()
+        assert await waiting == 1
+        assert await loader.load(1) == 1
+    assert fetch.calls == [[1]]
+
+
+async def _wait(load: LoadFuture[int]) -> int:
+    return await load
 
 
 @pytest.mark.only_on("asyncio")

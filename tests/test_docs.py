@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
 import re
@@ -16,7 +17,7 @@ from typing import Any
 import anyio
 import pytest
 
-from anyloader import DataLoader
+import anyloader.testing
 from anyloader._batch import TRANSITIONS
 from support import BACKENDS, backend_options
 
@@ -31,6 +32,7 @@ ONLY_ON = {
     "how-to/pydantic_resolve_app": "asyncio",
     "how-to/sqlalchemy_async": "asyncio",
     "how-to/compat_before": "asyncio",
+    "how-to/compat_step": "asyncio",
     "how-to/strawberry_before": "asyncio",
 }
 
@@ -44,8 +46,27 @@ APPS = [name for name in SNIPPETS if name.startswith("how-to/web_")]
 TESTS = [name for name in SNIPPETS if Path(name).name.startswith("test_")]
 #: Imported by other snippets.
 MODULES = ["tutorial/library"]
+#: Need a server, and are run where there is one: in test_value_caches.py.
+WITH_SERVER = ["how-to/value_cache_redis"]
 #: These leave hanging tasks behind, which is what they are there to show.
 OTHERS = ["explanation/failures", "explanation/on_trio"]
+
+#: The modules that users import, and what they export for the package's own use.
+PUBLIC: dict[str, set[str]] = {
+    "anyloader": {"hooks", "schedules"},
+    "anyloader.compat": set(),
+    "anyloader.hooks": {"Hooks"},
+    "anyloader.integrations.asgi": set(),
+    "anyloader.integrations.graphql": set(),
+    "anyloader.integrations.memory": set(),
+    "anyloader.integrations.opentelemetry": set(),
+    "anyloader.integrations.prometheus": set(),
+    "anyloader.integrations.redis": {"Serializer"},  # said of its parameter
+    "anyloader.integrations.strawberry": set(),
+    "anyloader.schedules": set(),
+    "anyloader.testing": set(),
+    "anyloader.trace": set(),
+}
 
 PAGES = {
     str(path.relative_to(ROOT)): path
@@ -84,7 +105,7 @@ def expected(name: str) -> str:
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("name", [name for name in PROGRAMS if name not in OTHERS])
+@pytest.mark.parametrize("name", sorted(PROGRAMS.keys() - {*OTHERS, *WITH_SERVER}))
 def test_a_program_prints_what_the_page_says(
     name: str, library: str, load: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,11 +197,19 @@ def test_every_snippet_is_on_a_page(name: str) -> None:
 # --- pages ---
 
 
+#: Drawings; all other text on a page is the output of a program.
+DRAWN = ["docs/explanation/how-a-batch-leaves.rst"]
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if page.endswith(".rst")])
-def test_python_on_a_page_comes_from_a_file(page: str) -> None:
+def test_code_on_a_page_comes_from_a_file_but_for_commands(page: str) -> None:
     text = PAGES[page].read_text()
-    assert re.findall(r"^ *\.\. code-block:: *python", text, re.MULTILINE) == []
-    assert re.findall(r"^ *\.\. code-block:: *$", text, re.MULTILINE) == []
+    languages = set(re.findall(r"^ *\.\. (?:code|code-block|sourcecode):: *(.*)$", text, re.M))
+    assert languages <= ({"sh", "text"} if page in DRAWN else {"sh"})
+    assert (
+        re.findall(r"^ *(?:>>>|\.\. (?:parsed-literal|prompt|doctest|testcode)::)", text, re.M)
+        == []
+    )
     assert re.findall(r"::$", re.sub(r"^ *\.\. .*$", "", text, flags=re.MULTILINE), re.M) == []
 
 
@@ -202,10 +231,46 @@ def test_the_program_in_the_readme_prints_one_batch(
     assert inspect.iscoroutinefunction(module.main)
     anyio.run(module.main, backend=backend, backend_options=options)
     first, *lines = capsys.readouterr().out.splitlines()
-    match = re.fullmatch(r"batch function called with (\[.*\])", first)
+    match = re.fullmatch(r"one query for (\[.*\])", first)
     assert match is not None
-    assert sorted(re.findall(r"\d", match[1])) == ["1", "2", "3"]
-    assert sorted(lines) == ["1 -> 1", "2 -> 4", "2 -> 4", "3 -> 9"]
+    assert sorted(re.findall(r"\d", match[1])) == ["1", "2"]
+    assert lines == ["('Hello, user 1', 'Hello, user 2', 'Hello, user 1')"]
+
+
+# --- examples in docstrings, which the reference shows ---
+
+
+def docstring_examples() -> dict[str, str]:
+    """Those of the core; those of the integrations need servers and other libraries."""
+    found: dict[str, str] = {}
+    for module in PUBLIC:
+        if "integrations" not in module:
+            public: Any = importlib.import_module(module)
+            for name in public.__all__:
+                doc = inspect.getdoc(getattr(public, name)) or ""
+                for code in re.findall(r"::\n\n((?:    .*\n|\n)+)", doc + "\n"):
+                    found[f"{module}.{name}"] = code
+    return found
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("name", docstring_examples())
+def test_an_example_in_the_reference_runs(name: str, library: str) -> None:
+    code = re.sub(r"(?m)^( *async def .*): \.\.\.$", r"\1: return ids", docstring_examples()[name])
+
+    async def fetch_users(ids: list[int]) -> list[int]:
+        return ids
+
+    class client:
+        @staticmethod
+        async def get(path: str) -> None:
+            """Takes no batch."""
+
+    names: dict[str, Any] = {**vars(anyloader), **vars(anyloader.testing), "User": int}
+    names.update(fetch_users=fetch_users, client=client)
+    exec(f"async def main():\n{code}", names)
+    backend, options = backend_options(library)
+    anyio.run(names["main"], backend=backend, backend_options=options)
 
 
 # --- tables ---
@@ -228,13 +293,66 @@ def test_the_drawing_of_a_batch_shows_every_state_and_every_move() -> None:
     assert sorted(", ".join(shown).split(", ")) == sorted([*states, *moves])
 
 
-def test_the_signature_in_the_reference_is_that_of_the_loader() -> None:
-    text = PAGES["docs/reference.rst"].read_text()
-    match = re.search(r"^\.\. autoclass:: DataLoader\((.*)\)$", text, re.MULTILINE)
-    assert match is not None
-    shown = re.findall(r"(?:^|, )(\w+)=", match[1])
-    signature = inspect.signature(DataLoader.__init__)
-    assert shown == [name for name in signature.parameters if name != "self"]
+def reference() -> dict[str, list[tuple[str, str | None]]]:
+    """By module: the names that are described, each with its signature if that is written out."""
+    found: dict[str, list[tuple[str, str | None]]] = {}
+    for page in "docs/reference.rst", "docs/how-to/graphql.rst":
+        module = ""
+        blocks = re.findall(
+            r"^\.\. (\w+):: *(.*)((?:\n +.*)*)", PAGES[page].read_text(), re.MULTILINE
+        )
+        for kind, rest, options in blocks:
+            if kind in ("currentmodule", "automodule"):
+                module = rest
+            if kind == "automodule":
+                names = re.sub(r"^ *:(?!members).*$|:members:|,", "", options, flags=re.MULTILINE)
+                found.setdefault(module, []).extend((name, None) for name in names.split())
+            elif kind in ("autoclass", "autofunction", "autoexception", "data"):
+                name, _, signature = rest.partition("(")
+                found.setdefault(module, []).append((name, signature or None))
+    return found
+
+
+def public_module(name: str) -> Any:
+    # An integration may need what is not installed.
+    return pytest.importorskip(name) if "integrations" in name else importlib.import_module(name)
+
+
+def test_every_module_for_users_is_known_here() -> None:
+    package = ROOT / "anyloader"
+    paths = [path.relative_to(ROOT).with_suffix("") for path in package.rglob("[!_]*.py")]
+    assert {".".join(path.parts) for path in paths} == PUBLIC.keys() - {"anyloader"}
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_every_public_name_is_in_the_reference(module: str) -> None:
+    found = public_module(module)
+    described = {name for name, _ in reference()[module]}
+    assert set(found.__all__) - PUBLIC[module] <= described
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_signatures_that_are_written_out_are_those_of_the_code(module: str) -> None:
+    found = public_module(module)
+    for name, written in reference()[module]:
+        thing = getattr(found, name)
+        parameters = re.findall(r"(?:^|, )(\w+)(?==|,|\)$)", written or "")
+        if parameters and "**" not in str(written):
+            assert parameters == [p for p in inspect.signature(thing).parameters if p != "self"]
+
+
+def test_moving_from_aiodataloader_takes_one_import_and_one_scope() -> None:
+    before, after = (
+        {line.strip() for line in SNIPPETS[f"how-to/compat_{name}"].read_text().splitlines()}
+        for name in ("before", "step")
+    )
+    assert before - after == {"from aiodataloader import DataLoader"}
+    assert {line.partition("  #")[0] for line in after - before} == {
+        "from anyloader import LoaderScope",
+        "from anyloader.compat import DataLoader",
+        "async with LoaderScope():",
+    }
+    assert expected("how-to/compat_before") == expected("how-to/compat_step")
 
 
 def test_the_page_on_moving_names_every_argument_of_aiodataloader() -> None:

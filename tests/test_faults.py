@@ -7,6 +7,9 @@ at one point of the batch's life: the table is WHAT x WHEN x PLACES, on every ba
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
+import weakref
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from contextvars import copy_context
@@ -16,7 +19,14 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from anyloader import DataLoader, LoadCancelledError, LoaderClosedError, LoaderScope
+from anyloader import (
+    DataLoader,
+    LoadCancelledError,
+    LoaderClosedError,
+    LoaderScope,
+    LoadHandle,
+)
+from support import BACKENDS, backend_options
 
 # After so many rounds everybody has to know.
 BOUND = 60
@@ -24,7 +34,7 @@ BOUND = 60
 PLACES = ("own", "scope", "foreign")
 CANCELLED = ("a waiter", "all waiters", "the body", "its scope", "an outer scope")
 RAISED = ("Exception", "BaseException", "a stray cancellation")
-BROKEN = ("a hook", "the cache_map")
+BROKEN = ("a hook", "the cache_map", "the value cache", "the limiter")
 WHAT = (*CANCELLED, *RAISED, *BROKEN)
 
 QUEUED = ("before the seal", "at the seal", "waiting for a token", "asking the value cache")
@@ -38,9 +48,21 @@ CASES = [
     for what in WHAT
     for when in WHEN
     # Nothing runs then in which something could be raised; and a body that has ended cannot die.
-    if (what in CANCELLED or when != "waiting for a token")
+    if (what not in (*RAISED, "the cache_map") or when != "waiting for a token")
     and (what, when) != ("the body", "leaving")
+    # It has given its token.
+    and (what != "the limiter" or when in QUEUED[:3])
 ]
+
+# A task group keeps a cancellation, and what it raises together, in a cycle with all frames that it
+# has passed, the user's too. After all else nothing waits for the collector.
+IN_A_CYCLE = {
+    "own": ("its scope", "an outer scope", "BaseException"),
+    "scope": ("its scope", "an outer scope", "BaseException"),
+    "foreign": ("its scope", "an outer scope", "BaseException", "the body"),
+}
+# A mapping that does not let go of a failed load, whose error has frames that hold the loader.
+KEPT = [("the cache_map", "leaving"), ("a stray cancellation", "asking the value cache")]
 
 VALUE = "value"
 GIVEN_UP = "given up"
@@ -84,12 +106,14 @@ class World:
             self.own_scope.cancel()
         elif self.what == "an outer scope":
             self.outer_scope.cancel()
-        elif self.what == "a hook":
+        elif self.what in ("a hook", "the value cache", "the limiter"):
             self.broken = True
         elif self.what == "a stray cancellation":
             raise self.stray
         elif self.what == "BaseException":
             raise Stop
+        elif self.what == "KeyboardInterrupt":
+            raise KeyboardInterrupt
         else:
             self.broken = self.what == "the cache_map"
             raise Boom
@@ -134,19 +158,24 @@ class World:
         await checkpoint()
         self.point("asking the value cache")
         await checkpoint()
+        self._break("the value cache")
         return {}
 
     async def set_many(self, items: Mapping[int, int]) -> None:
         await checkpoint()
         self.point("storing in the value cache")
         await checkpoint()
+        self._break("the value cache")
 
     async def delete_many(self, keys: Sequence[int]) -> None:
-        pass
+        self._break("the value cache")
 
     def hook(self, event: object) -> None:
-        if self.broken:
-            raise Boom("hook")
+        self._break("a hook")
+
+    def _break(self, what: str) -> None:
+        if self.broken and self.what == what:
+            raise Boom(what)
 
     # Tasks
 
@@ -161,7 +190,7 @@ class World:
                     }
                     if self.what == "the cache_map":
                         options["cache_map"] = BrittleMap(self)
-                    if "value cache" in self.when:
+                    if "the value cache" in self.when or self.what == "the value cache":
                         options["value_cache"] = self
                     if self.place == "scope":
                         await stack.enter_async_context(LoaderScope())
@@ -202,7 +231,7 @@ class World:
 
     async def outsider(self) -> None:
         """Holds the only token when the batch wants it."""
-        async with self.limiter:
+        async with self.limiter.tokens:
             while self.loader.statistics().queued and not self.fired:
                 for _ in range(12):
                     await checkpoint()
@@ -213,7 +242,7 @@ class World:
     async def prepare(self) -> None:
         self.body_ends, self.ready = anyio.Event(), anyio.Event()
         self.scopes = [anyio.CancelScope() for _ in range(4)]
-        self.limiter = anyio.CapacityLimiter(1)
+        self.limiter = BrittleLimiter(self)
         if self.what == "a stray cancellation":
             self.stray = await stray_cancellation()
 
@@ -238,8 +267,10 @@ class World:
             return {VALUE}
         if self.what in ("a waiter", "all waiters"):
             return {GIVEN_UP} | late
-        if self.what == "a hook" or self.when == "storing in the value cache":
+        if self.what in ("a hook", "the value cache") or self.when == "storing in the value cache":
             return {VALUE}
+        if self.what == "the limiter":
+            return {Boom}
         if self.what in ("Exception", "the cache_map"):
             return {VALUE} if "value cache" in self.when else {Boom}
         return {LoadCancelledError} | (late if self.what in CANCELLED else set())
@@ -257,6 +288,30 @@ class BrittleMap(dict[Any, Any]):
         return super().get(*args)
 
 
+class BrittleLimiter(anyio.CapacityLimiter):
+    """A limiter that gives no token from the fault on, but an error."""
+
+    def __new__(cls, world: World) -> BrittleLimiter:
+        return object.__new__(cls)
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.tokens = anyio.CapacityLimiter(1)
+
+    @property
+    def available_tokens(self) -> float:
+        return self.tokens.available_tokens
+
+    async def acquire_on_behalf_of(self, borrower: object) -> None:
+        await self.tokens.acquire_on_behalf_of(borrower)
+        if self.world.broken and self.world.what == "the limiter":
+            self.tokens.release_on_behalf_of(borrower)
+            raise Boom("limiter")
+
+    def release_on_behalf_of(self, borrower: object) -> None:
+        self.tokens.release_on_behalf_of(borrower)
+
+
 async def stray_cancellation() -> BaseException:
     if anyio.get_cancelled_exc_class() is asyncio.CancelledError:
         return asyncio.CancelledError("stray")
@@ -267,7 +322,7 @@ async def stray_cancellation() -> BaseException:
             await checkpoint()
         except BaseException as exc:
             caught.append(exc)
-    return caught[0]
+    return caught.pop()
 
 
 async def rounds_until(condition: Callable[[], bool]) -> None:
@@ -287,11 +342,20 @@ def tasks() -> int:
         return trio.lowlevel.current_statistics().tasks_living
 
 
+@pytest.fixture
+def no_collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # pytest keeps what is logged, with all frames.
+    monkeypatch.setattr(logging.getLogger("anyloader"), "disabled", True)
+    gc.disable()
+    yield
+    gc.enable()
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize(("what", "when"), CASES)
 async def test_whatever_dies_nobody_hangs_and_nothing_is_left(
-    what: str, when: str, place: str
+    what: str, when: str, place: str, no_collector: None
 ) -> None:
     world = World(what, when, place)
     before = tasks()
@@ -320,6 +384,46 @@ async def test_whatever_dies_nobody_hangs_and_nothing_is_left(
         await rounds_until(lambda: tasks() == before)
         with pytest.raises(LoaderClosedError):
             world.context.run(world.loader.load, 4)
+    kept = [weakref.ref(thing) for thing in (world.loader, *world.loads)]
+    vars(world).clear()  # the loader holds its methods
+    await checkpoint()
+    if what not in IN_A_CYCLE[place] and (what, when) not in KEPT:
+        assert [ref() for ref in kept if ref() is not None] == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("when", [when for when in WHEN if when != "waiting for a token"])
+def test_a_keyboard_interrupt_ends_the_program_and_every_load(
+    when: str, place: str, backend: str, leftovers: list[str]
+) -> None:
+    world = World("KeyboardInterrupt", when, place)
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tg:
+            await world.start(tg.start_soon)
+
+    library, options = backend_options(backend)
+    error: Any = None
+    try:
+        anyio.run(main, backend=library, backend_options=options)
+    except BaseException as exc:
+        error = exc
+    error = error or world.left  # where the owner of the group caught it
+    while hasattr(error, "exceptions"):
+        (error,) = error.exceptions
+    assert type(error) is KeyboardInterrupt
+    assert world.fired
+    assert not world.running
+    handles: list[Any] = [*world.loads]
+    many = handles.pop()
+    for load in handles:
+        assert load.status is not LoadHandle.Status.PENDING
+    assert "0 pending" in repr(many)
+    with pytest.raises((LoaderClosedError, RuntimeError)):
+        world.context.run(world.loader.load, 4)
+    assert all("left pending" in line for line in leftovers), leftovers
+    leftovers.clear()
 
 
 @pytest.mark.parametrize("place", PLACES)

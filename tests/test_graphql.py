@@ -196,6 +196,88 @@ async def test_an_operation_in_a_resolver_is_executed_too() -> None:
     assert await execute("{a{x y}}", root) == ({"a": {"x": 2, "y": 2}}, None)
 
 
+# --- Hits ---
+
+
+@only_3_3
+async def test_hits_are_completed_with_no_task_to_wait_for_them() -> None:
+    async with DataLoader(Recorder[int, int](lambda key: key)) as loader:
+        loader.prime_many({1: 1, 2: 2})
+        item = {"x": lambda _info: loader.load(1), "y": lambda _info: loader.load(2)}
+        root = {"a": item, "items": [item, item]}
+        result = graphql.execute(
+            SCHEMA, graphql.parse("{a{x y} items{x y}}"), root, executor_class=AnyioExecutor
+        )
+        assert not graphql.pyutils.is_awaitable(result)
+    found = {"x": 1, "y": 2}
+    assert result == ({"a": found, "items": [found, found]}, None)
+
+
+async def test_hits_have_fields_and_errors_of_their_own(stock: bool) -> None:
+    async with DataLoader(Recorder[int, Any](lambda key: key)) as loader:
+        error = ValueError("primed")
+        loader.prime_many({1: {"x": number, "y": 1}, 2: "no number", 3: error, 4: None})
+
+        def hit(key: int) -> Callable[[object], object]:
+            return lambda _info: loader.load(key)
+
+        root = {
+            "a": hit(1),
+            "b": {"x": hit(2), "y": hit(3)},
+            "items": [{"boom": hit(4), "x": hit(4)}, {"boom": hit(3)}, {"boom": lambda _info: 5}],
+            "must": lambda _info: [loader.load(1), loader.load(1)],
+        }
+        query = "{a{x y} b{x y} items{x y ...on Item{boom}} must{x y}}"
+        result = await execute(query, root, stock=stock)
+    found = {"x": 1, "y": 1}
+    assert result.data == {
+        "a": found,
+        "b": {"x": None, "y": None},
+        "items": [None, None, {"x": None, "y": None, "boom": 5}],
+        "must": [found, found],
+    }
+    assert sorted((error.path, error.message.partition(":")[0]) for error in result.errors) == [
+        (["b", "x"], "Int cannot represent non-integer value"),
+        (["b", "y"], "primed"),
+        (["items", 0, "boom"], "Cannot return null for non-nullable field Item.boom."),
+        (["items", 1, "boom"], "primed"),
+    ]
+
+
+@only_3_3
+@on_asyncio
+async def test_hits_can_be_streamed() -> None:
+    async with DataLoader(Recorder[int, Any](lambda key: key)) as loader:
+        loader.prime_many({1: {"x": 1}, 2: {"x": number}})
+        result: Any = graphql.experimental_execute_incrementally(
+            SCHEMA,
+            graphql.parse("{items @stream(initialCount: 0) {x}}"),
+            {"items": lambda _info: [loader.load(1), loader.load(2)]},
+            executor_class=AnyioExecutor,
+        )
+        if graphql.pyutils.is_awaitable(result):
+            result = await result
+        later = [patch async for patch in result.subsequent_results]
+    items = [item for patch in later for part in patch.incremental or () for item in part.items]
+    assert items == [{"x": 1}, {"x": 1}]
+
+
+@only_3_3
+@on_asyncio
+async def test_an_abort_signal_stops_hits_too(stock: bool) -> None:
+    controller = graphql.pyutils.AbortController()
+
+    def abort(_info: object) -> Any:
+        controller.abort()
+        return loader.load(1)
+
+    async with DataLoader(Recorder[int, int](lambda key: key)) as loader:
+        loader.prime(1, 1)
+        root = {"a": {"x": abort, "y": 1}}
+        with pytest.raises(graphql.AbortedGraphQLExecutionError):
+            await execute("{a{x y}}", root, stock=stock, abort_signal=controller.signal)
+
+
 # --- Errors ---
 
 
@@ -508,8 +590,8 @@ async def test_an_abort_signal_is_refused_under_trio_only(anyio_backend_name: st
         assert result == ({"a": {"x": 1, "y": 1}}, None)
 
 
-@only_3_3
-async def test_events_of_a_subscription_are_executed() -> None:
+async def subscribe(*, waits: bool = False, **options: Any) -> Any:
+    """Subscribe to two events, with our executor where graphql-core asks for one."""
     schema = graphql.build_schema(
         "type Query { x: Int } type Subscription { tick: Tick } type Tick { x: Int y: Int }"
     )
@@ -519,9 +601,45 @@ async def test_events_of_a_subscription_are_executed() -> None:
             await checkpoint()
             yield {"tick": {"x": number, "y": number}}
 
+    async def ticks_later(info: object) -> AsyncIterator[object]:
+        await checkpoint()
+        return ticks(info)
+
+    if IS_3_3:
+        options["executor_class"] = AnyioExecutor
     document = graphql.parse("subscription {tick{x y}}")
-    stream: Any = graphql.subscribe(schema, document, {"tick": ticks}, executor_class=AnyioExecutor)
-    assert [result async for result in stream] == [({"tick": {"x": 1, "y": 1}}, None)] * 2
+    root = {"tick": ticks_later if waits else ticks}
+    stream = graphql.subscribe(schema, document, root, **options)
+    if graphql.pyutils.is_awaitable(stream):
+        stream = await stream
+    if isinstance(stream, graphql.ExecutionResult):
+        return stream
+    return [result async for result in stream]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_events_of_a_subscription_are_executed(waits: bool, anyio_backend_name: str) -> None:
+    if not IS_3_3 and anyio_backend_name == "trio":
+        with pytest.raises(
+            graphql.GraphQLError, match="a subscription is not supported under trio"
+        ):
+            await subscribe(waits=waits)
+    else:
+        assert await subscribe(waits=waits) == [({"tick": {"x": 1, "y": 1}}, None)] * 2
+
+
+@only_3_3
+async def test_an_abort_signal_of_a_subscription_is_refused_under_trio_only(
+    anyio_backend_name: str,
+) -> None:
+    signal = graphql.pyutils.AbortController().signal
+    if anyio_backend_name != "trio":
+        assert await subscribe(abort_signal=signal) == [({"tick": {"x": 1, "y": 1}}, None)] * 2
+        return
+    with pytest.raises(graphql.GraphQLError, match="abort_signal is not supported under trio"):
+        await subscribe(abort_signal=signal)
+    result = await subscribe(waits=True, abort_signal=signal)
+    assert "abort_signal is not supported under trio" in result.errors[0].message
 
 
 def test_an_import_is_refused_where_graphql_core_differs() -> None:
@@ -537,7 +655,13 @@ import anyloader.integrations.graphql
         f"def other(self): return {gather}()\n{{core}}.other = other",
         "def other(self): pass\n{core}.execute_fields = other",
         "del {core}.execute_fields",
+        "del {core}.execute_operation",
+        "import sys\ndel sys.modules[{core}.__module__].default_type_resolver",
+        "import sys\nsys.modules['graphql.execution.incremental'] = None",
+        "del execution.Executor" if IS_3_3 else "del execution.ExecutionContext",
     ]
+    if not IS_3_3:
+        del changes[-2]
     outcomes = []
     for change in changes:
         run = subprocess.run(

@@ -7,6 +7,7 @@ import time
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
@@ -29,6 +30,12 @@ def post(server: Server, query: str) -> Any:
         return json.loads(response.read())
     finally:
         connection.close()
+
+
+def get(server: Server, path: str) -> str:
+    with urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=10) as response:
+        body: bytes = response.read()
+        return body.decode()
 
 
 def printed(server: Server, lines: int) -> list[str]:
@@ -67,3 +74,17 @@ def test_a_nested_query_takes_a_statement_for_each_level(name: str) -> None:
         assert lines[4].startswith("subdivisions: ")
 
         assert post(server, '{country(code: "xx") {name}}') == {"data": {"country": None}}
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_it_draws_the_batches_of_the_last_operation(name: str) -> None:
+    with serve(name, "graphql_server:app", folder=EXAMPLES) as server:
+        assert "0 loads, 0 batches" in get(server, "/trace")
+        for code in "fr", "de":
+            post(server, f'{{country(code: "{code}") {{subdivisions {{name country {{name}}}}}}}}')
+        post(server, "{__typename}")  # loads nothing
+        page = get(server, "/trace")
+    assert page.count("<svg") == 1
+    assert "2 batches, 16 hits" in page  # each of the subdivisions loads its country again
+    assert "DE" in page
+    assert "FR" not in page

@@ -14,7 +14,7 @@ import queue
 import sys
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from contextvars import copy_context
 from dataclasses import dataclass, field
@@ -41,6 +41,7 @@ from anyloader import (
     LoadHandle,
     schedules,
 )
+from anyloader.hooks import BatchStarted, Event, LoadHit, LoadQueued
 from anyloader.schedules import BatchView
 from model import CANCELLED, Batch, Load, Model, Outcome
 from support import SHUFFLED_BACKENDS, run_shuffled, wait_all_tasks_blocked
@@ -106,6 +107,9 @@ class Options(NamedTuple):
     cache_errors: bool | type[Exception]
     on_missing: type[Exception] | None
     tokens: int | None
+    #: Whether events are looked at; they tell of the batches that a value cache answers alone.
+    hooked: bool
+    values: bool
 
 
 NUMBERS = st.integers(0, 4)
@@ -148,6 +152,8 @@ def options_on(backend: str) -> st.SearchStrategy[Options]:
         cache_errors=st.sampled_from([True, False, KeyError]),
         on_missing=st.sampled_from([None, KeyError]),
         tokens=st.sampled_from([None, 1, 2]),
+        hooked=st.booleans(),
+        values=st.booleans(),
     ).filter(lambda options: (options.place, options.schedule) != ("foreign", "manual"))
 
 
@@ -163,6 +169,32 @@ async def stray_cancellation() -> None:
         except BaseException as exc:
             caught.append(exc)
     raise caught[0]
+
+
+class Values:
+    """A value cache that answers at once."""
+
+    def __init__(self) -> None:
+        self.items: dict[Any, Any] = {}
+
+    async def get_many(self, keys: Sequence[Any]) -> dict[Any, Any]:
+        return {key: self.items[key] for key in keys if key in self.items}
+
+    async def set_many(self, items: Mapping[Any, Any]) -> None:
+        self.items.update(items)
+
+    async def delete_many(self, keys: Sequence[Any]) -> None:
+        for key in keys:
+            self.items.pop(key, None)
+
+
+@dataclass(eq=False)
+class Start:
+    """A batch began to run, with these keys; it calls the batch function, or not."""
+
+    keys: Sequence[Key]
+    call: Call | None = None
+    batch: Batch | None = None
 
 
 class Call:
@@ -226,6 +258,11 @@ class World:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.calls: list[Call] = []
+        self.made = 0
+        self.starts: list[Start] = []
+        self.values = Values()
+        #: How many events of each kind there were, and of the loads how many shared a key.
+        self.events: Counter[Any] = Counter()
         self.gates: list[tuple[BatchView, anyio.Event]] = []
         self.gate_error: Exception | None = None
         self.body_error: Exception | None = None
@@ -310,6 +347,13 @@ class World:
         else:
             self.left = "cancelled" if self.left_scope.cancelled_caught else "done"
 
+    def hook(self, event: Event) -> None:
+        self.events[type(event)] += 1
+        if isinstance(event, LoadQueued) and event.shared:
+            self.events["shared"] += 1
+        if isinstance(event, BatchStarted):
+            self.starts.append(Start(event.keys))
+
     def _new_loader(self, **place: Any) -> DataLoader[Key, Any]:
         options = self.options
         keeps: Any = options.cache_errors
@@ -335,6 +379,8 @@ class World:
             cache_errors=keeps,
             on_missing=options.on_missing,
             limiter=None if options.tokens is None else anyio.CapacityLimiter(options.tokens),
+            hooks=[self.hook] if options.hooked or options.values else [],
+            value_cache=self.values if options.values else None,
             **place,
         )
 
@@ -352,8 +398,12 @@ class World:
         self.gates.clear()
 
     def _call(self, keys: list[Key]) -> Call:
-        call = Call(len(self.calls), list(keys))
+        call = Call(self.made, list(keys))
+        self.made += 1
         self.calls.append(call)
+        if not self.options.hooked and not self.options.values:
+            self.starts.append(Start(call.keys))
+        self.starts[-1].call = call  # no other batch gets a turn between start and call
         if not self.options.held:
             pairs = [(key, call.value(key)) for key in keys]
             for order in [*pairs, None] if self.options.streams else [dict(pairs).values()]:
@@ -448,6 +498,7 @@ class Machine(RuleBasedStateMachine):
             missing=lambda key: Outcome(error=options.on_missing),
             streams=options.streams,
             foreign=options.place == "foreign",
+            values={} if options.values else None,
         )
         self.now = 0.0
         self.opened: dict[Batch, float] = {}
@@ -653,7 +704,7 @@ class Machine(RuleBasedStateMachine):
         self.get_world().step(lambda: call.tell(order))
         if kind == "stop":
             # Its token may have let another one start before the end of the group was known.
-            self._start_calls()
+            self._start_batches()
             self.model.leave(cancelled=True)
             self.left = order
         self._check()
@@ -741,7 +792,7 @@ class Machine(RuleBasedStateMachine):
                 model.seal(batch)
             elif batch:
                 self.opened.setdefault(batch, self.now)
-            self._start_calls()
+            self._start_batches()
             for group in self.groups:
                 for waiter in group.waiters:
                     if waiter.expected is None and waiter.load.outcome is not None:
@@ -756,24 +807,29 @@ class Machine(RuleBasedStateMachine):
             states,
             waiting,
             model.state,
-            sum(c.batch is not None for c in self.get_world().calls),
+            sum(start.batch is not None for start in self.get_world().starts),
         )
 
-    def _start_calls(self) -> None:
+    def _start_batches(self) -> None:
         # What cannot start now may when time has gone on; what never can is found by _check.
-        for call in self.get_world().calls:
-            if call.batch is None:
-                self._start(call)
+        for start in self.get_world().starts:
+            if start.batch is None:
+                self._start(start)
 
-    def _start(self, call: Call) -> None:
-        found = [b for b in self.model.waiting() if b.entries[0].key is call.keys[0]]
+    def _start(self, start: Start) -> None:
+        found = [b for b in self.model.waiting() if b.entries[0].key is start.keys[0]]
         if not found:
             return
         if self.options.tokens == sum(batch.state == "running" for batch in self.model.batches):
             return
-        (call.batch,) = found
-        keys = self.model.start(call.batch)
-        assert [id(key) for key in keys] == [id(key) for key in call.keys], (keys, call.keys)
+        (start.batch,) = found
+        keys = self.model.start(start.batch)
+        called = start.call.keys if start.call else []
+        assert [id(key) for key in keys] == [id(key) for key in called], (keys, called)
+        call = start.call
+        if call is None:
+            return
+        call.batch = start.batch
         if not self.options.held:
             if self.options.streams:
                 for key in keys:
@@ -787,6 +843,9 @@ class Machine(RuleBasedStateMachine):
         steps["made"] += 1
         world, model = self.get_world(), self.model
         self._follow()
+        for start in world.starts:
+            assert start.batch is not None, f"an unexpected batch of {start.keys}"
+        world.starts.clear()
         for call in world.calls:
             assert call.batch is not None, f"an unexpected call with {call.keys}"
             running = call.batch.state == "running"
@@ -822,6 +881,14 @@ class Machine(RuleBasedStateMachine):
                 assert self.known.get(theirs, mine) is mine, f"{theirs!r} is another load"
         for name, number in model.statistics().items():
             assert getattr(statistics, name) == number, (name, statistics, number)
+
+        # A load_many that a group which has ended refuses may have told of its hits by then.
+        if world.events and model.state != "closed":
+            told = world.events[LoadHit], world.events["shared"]
+            assert told == (model.hits, model.shared), told
+            loads = world.events[LoadQueued] + world.events[LoadHit]
+            assert loads == statistics.loads, (loads, statistics)
+        assert world.values.items == (model.values or {}), (world.values.items, model.values)
 
         assert (world.left is not None) == (model.state == "closed"), (world.left, model.state)
         if model.state == "closed" and self.options.place != "foreign":

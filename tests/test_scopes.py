@@ -387,6 +387,21 @@ async def test_a_batch_loader_offers_what_a_loader_does() -> None:
     assert calls == [("negate", [5])]
 
 
+async def test_a_batch_loader_raises_and_does_not_force_unless_told_to() -> None:
+    @batch_loader
+    async def fetch(keys: list[int]) -> list[int | Exception]:
+        return [KeyError(key) for key in keys]
+
+    async with LoaderScope():
+        with pytest.raises(KeyError):
+            await fetch.load_many([1])
+        fetch.prime(2, 20)
+        fetch.prime(2, 30)
+        assert await fetch.load(2) == 20
+        fetch.prime_many({2: 30})
+        assert await fetch.load(2) == 20
+
+
 async def test_a_batch_loader_is_still_its_function() -> None:
     assert await negate([1, 2]) == [-1, -2]
     assert vars(negate)["__name__"] == "negate"

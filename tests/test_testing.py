@@ -156,16 +156,36 @@ async def test_one_more_fails_with_its_keys_and_the_lines_that_loaded_them() -> 
         f"       2 from {__file__}:{first + 1} in show",
         f"         called at {__file__}:{first + 6} in test_{name}_loaded_them",
     ]
-    assert "  3. echo [3]" in lines  # between them may stand what runs the tests
+    assert lines[-1] == "  3. from the same lines: [3]"  # before it may stand what runs the tests
     assert all(__file__ in line for line in lines if ".py:" in line)
 
 
-async def test_of_a_thousand_batches_the_first_ones_are_shown() -> None:
-    async with DataLoader(echo) as loader:
-        with too_many("got 30; too many:", "  1. echo [0]", " 10. echo [9]", "  and 20 more"):
+async def test_batches_that_one_loop_has_sent_are_said_once() -> None:
+    async with DataLoader(echo) as loader, DataLoader(echo, name="other") as other:
+        with pytest.raises(AssertionError) as caught, max_batches(1):
+            for key in range(30):
+                await loader.load(key)
+            await other.load(1)
+            await other.load(2)
+            await other.load(3)
+    lines = [line for line in str(caught.value).splitlines() if not line.startswith("     ")]
+    assert lines == [
+        "expected at most 1 batch, got 33; too many:",
+        "  2. echo [1]",
+        "  3. to 30. from the same lines: [2], [3], [4], [5], [6], ...",
+        "  31. other [1]",
+        "  32. other [2]",
+        "  33. other [3]",
+    ]
+
+
+async def test_of_many_batches_the_first_ones_are_shown() -> None:
+    async with DataLoader(echo) as one, DataLoader(echo, name="two") as two:
+        with too_many("got 30; too many:", "  1. echo [0]", " 10. two [4]", "  and 20 more"):
             with max_batches(0):
-                for key in range(30):
-                    await loader.load(key)
+                for key in range(15):
+                    for loader in one, two:
+                        await loader.load(key)
 
 
 async def test_loaders_opened_before_the_block_and_in_it_and_in_scopes_count() -> None:

@@ -144,6 +144,26 @@ async def test_the_value_cache_is_recorded() -> None:
     assert "value cache had 1 of 3 · value cache failed: set_many: OSError: full" in trace.text()
 
 
+async def test_a_value_cache_that_fails_on_the_way_out_makes_no_batch() -> None:
+    class Store:
+        async def get_many(self, keys: Sequence[int]) -> Mapping[int, int]:
+            return {}
+
+        async def set_many(self, items: Mapping[int, int]) -> None: ...
+
+        async def delete_many(self, keys: Sequence[int]) -> None:
+            raise OSError("gone")
+
+    with record() as trace:
+        async with DataLoader(slow, value_cache=Store()) as loader:
+            loader.clear(1)
+        assert trace.batches == []
+        async with DataLoader(slow, value_cache=Store()) as loader:
+            await loader.load(1)
+            loader.clear(1)
+    assert [batch.failures for batch in trace.batches] == [["delete_many: OSError: gone"]]
+
+
 async def test_a_key_that_comes_too_late_says_what_it_missed_and_by_how_many_rounds() -> None:
     async def late(key: int, rounds: int) -> None:
         for _ in range(rounds):

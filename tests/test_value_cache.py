@@ -120,6 +120,40 @@ async def test_with_the_cache_off_each_key_is_asked_for_once_and_every_load_is_a
     assert [call for call in store.calls if call[0] == "get"] == [("get", [1, 2])] * 2
 
 
+@pytest.mark.parametrize("many", [False, True])
+async def test_with_the_cache_off_a_key_that_can_be_no_cache_key_fails_alone(many: bool) -> None:
+    store, fetch = Store(), Recorder[Any, str](str)
+    async with DataLoader[Any, str](fetch, cache=False, value_cache=store) as loader:
+        first: Any
+        second: Any
+        if many:
+            first, second = await loader.load_many([1, [2]], return_exceptions=True)
+        else:
+            loads = [loader.load(1), loader.load([2])]
+            first = await loads[0]
+            await loads[1].wait()
+            second = loads[1].exception
+    assert first == "1"
+    assert isinstance(second, TypeError)
+    assert "value cache for the key [2], as a list is not hashable; give get_cache_key" in str(
+        second
+    )
+    assert fetch.calls == [[1]]
+    assert store.values == {1: "1"}
+
+
+async def test_with_the_cache_off_a_batch_of_such_keys_alone_asks_nobody() -> None:
+    def refuse(key: int) -> int:
+        raise LookupError(key)
+
+    store, fetch = Store(), Recorder[int, str](str)
+    async with DataLoader(fetch, cache=False, value_cache=store, get_cache_key=refuse) as loader:
+        with pytest.raises(LookupError):
+            await loader.load(1)
+        assert loader.statistics().running == 0
+    assert (fetch.calls, store.calls) == ([], [])
+
+
 async def mapped(keys: list[int]) -> dict[int, str]:
     return {key: str(key) for key in keys if key > 0}
 

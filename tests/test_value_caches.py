@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import anyio
@@ -255,6 +256,22 @@ async def test_redis_keys_have_the_prefix_and_values_are_json(shared_redis: Redi
         assert await client.get("users:1:1") == b'{"name":"Ada"}'
         assert await client.ttl("users:1:1") == -1
         assert repr(cache) == "<RedisValueCache 'users:1:'>"
+
+
+async def test_the_program_in_the_documentation_prints_what_the_page_says(
+    redis_server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    redis = pytest.importorskip("anyloader.integrations.redis")
+    path = Path(__file__).parents[1] / "docs" / "how-to" / "value_cache_redis.py"
+    program = ModuleType("program")
+    # Whatever else the machine does, as above.
+    monkeypatch.setitem(redis.RedisValueCache.__init__.__kwdefaults__, "timeout", 30)
+    exec(compile(path.read_text().replace("=0.2,", "=20,"), path, "exec"), vars(program))
+    monkeypatch.setenv("REDIS_PORT", str(redis_server.port))
+    await program.main()
+    assert capsys.readouterr().out == path.with_suffix(".out").read_text()
 
 
 async def test_redis_forgets_after_its_time(shared_redis: RedisServer) -> None:

@@ -52,9 +52,8 @@ else:
         from graphql.execution import Executor as _Core
         from graphql.execution.incremental import IncrementalExecutor as _Stock
     except ImportError:  # pragma: no cover - 3.2 has a run of its own
-        from graphql.execution import ExecutionContext as _Core
-
-        _Stock = _Core
+        # object is refused below, as any other class would be that is not known
+        _Core = _Stock = getattr(graphql.execution, "ExecutionContext", object)
 
 __all__ = ("AnyioExecutor", "all_waiting")
 
@@ -63,8 +62,8 @@ _Load: TypeAlias = "LoadHandle[Any] | LoadManyHandle[Any]"
 
 # What we rely on in graphql-core
 
-#: By the name of what gathers in each line: the methods to override, and those that use asyncio where
-#: AnyioExecutor does not get under trio.
+#: By the name of what gathers in each line: the methods to override; those that use asyncio where
+#: AnyioExecutor does not get under trio; and others that it overrides or calls.
 _KNOWN = {
     "gather_with_cancel": (
         {
@@ -80,8 +79,18 @@ _KNOWN = {
             "with_abort_signal",
             "with_aborted_execution_error",
         },
+        {
+            "build_response",
+            "cancellable_iterable",
+            "complete_awaitable_value",
+            "complete_value",
+            "execute_operation",
+            "get_new_delivery_group_map",
+            "handle_field_error",
+            "handle_stream",
+        },
     ),
-    "gather": ({"complete_list_value", "execute_fields"}, set[str]()),
+    "gather": ({"complete_list_value", "execute_fields"}, set[str](), {"execute_operation"}),
 }
 
 _core: dict[str, Any] = vars(sys.modules[_Core.__module__])
@@ -108,16 +117,18 @@ def _check() -> None:
         for name, value in vars(_Core).items()
         if isinstance(value, FunctionType)
     }
-    gathering, others = _KNOWN[_GATHER]
+    gathering, others, more = _KNOWN[_GATHER]
+    resolver = _core.get("default_type_resolver")
     if (
         {name for name, used in found.items() if used} != gathering | others
         or any(found[name] != {_GATHER} for name in gathering)
-        or "gather" not in _names(_core["default_type_resolver"].__code__)
-        or not hasattr(_Core, "execute_operation")
+        or not isinstance(resolver, FunctionType)
+        or "gather" not in _names(resolver.__code__)
+        or not all(hasattr(_Stock, name) for name in more)
     ):  # pragma: no cover - tested in a process of its own
         raise ImportError(
             f"graphql-core {graphql.version} is not supported by anyloader.integrations.graphql: "
-            "it gathers awaitables in other places than graphql-core 3.2 and 3.3 are known to",
+            "its executor is not made as those of graphql-core 3.2 and 3.3 that are known",
             name=__name__,
         )
 
@@ -181,7 +192,7 @@ async def _gather(*awaitables: Awaitable[Any], return_exceptions: bool = False) 
             group.cancel_scope.cancel()
 
     try:
-        group = anyio.create_task_group()
+        opening = _open_group()
     except Exception as exc:
         for awaitable in awaitables:
             _discard(awaitable)
@@ -189,7 +200,7 @@ async def _gather(*awaitables: Awaitable[Any], return_exceptions: bool = False) 
     if operation is not None:
         operation.others += len(awaitables) - 1  # not this one, which waits for them
     try:
-        async with group:
+        async with opening as group:
             for index, awaitable in enumerate(awaitables):
                 group.start_soon(complete, index, awaitable)
     except BaseExceptionGroup as errors:  # of KeyboardInterrupt and the like
@@ -202,6 +213,16 @@ async def _gather(*awaitables: Awaitable[Any], return_exceptions: bool = False) 
         finally:
             failures.clear()  # its traceback holds this frame, which shall not hold it
     return results
+
+
+def _open_group() -> Any:
+    """
+    Return a context manager of a task group.
+
+    A nursery does all that is wanted here, and starts a task for half of what anyio's task group
+    takes on top of it. asyncio's own group knows nothing of the cancel scopes around it.
+    """
+    return sys.modules["trio"].open_nursery() if _under_trio() else anyio.create_task_group()
 
 
 def _is_cancelled() -> bool:
@@ -228,6 +249,39 @@ def _discard(value: object) -> None:
     elif isinstance(value, (dict, list)):
         for item in value.values() if isinstance(value, dict) else value:
             _discard(item)
+
+
+# What we ask of handles and batches beyond what is public; nothing else here uses private names of them
+
+
+def _pending_batches(load: _Load) -> list[Batch]:
+    if isinstance(load, LoadManyHandle):
+        return [batch for batch in load._batches if not batch.is_done]
+    return [] if load._batch is None else [load._batch]
+
+
+def _waiters(batch: Batch) -> int:
+    """Return how many tasks wait for loads of a batch."""
+    waiters = (handle._waiters for handle in batch._all_handles())
+    return len(batch.watchers) + sum(len(w) if type(w) is dict else bool(w) for w in waiters)
+
+
+_AWAITS = {LoadHandle.__await__.__code__, LoadManyHandle.__await__.__code__}
+
+
+def _awaited_load(steps: Any) -> _Load | None:
+    """Return the load that a suspended coroutine waits for, if it waits for one."""
+    while True:
+        kind = type(steps)
+        if kind is CoroutineType:
+            steps = steps.cr_await
+        elif kind is GeneratorType:
+            if steps.gi_code in _AWAITS:
+                load: _Load = steps.gi_frame.f_locals["self"]
+                return load
+            steps = steps.gi_yieldfrom
+        else:
+            return None
 
 
 # What an operation waits for
@@ -289,12 +343,6 @@ class _Operation:
                     batch.schedule.hold(batch).reconsider()
 
 
-def _pending_batches(load: _Load) -> list[Batch]:
-    if isinstance(load, LoadManyHandle):
-        return [batch for batch in load._batches if not batch.is_done]
-    return [] if load._batch is None else [load._batch]
-
-
 @coroutine
 def _drive(operation: _Operation, awaitable: Awaitable[Any]) -> Generator[Any, Any, Any]:
     """Await something as a unit of an operation, whose ``others`` the caller keeps right."""
@@ -326,24 +374,6 @@ def _drive(operation: _Operation, awaitable: Awaitable[Any]) -> Generator[Any, A
 
 async def _as_coroutine(awaitable: Awaitable[Any]) -> Any:  # pragma: no cover - by extensions
     return await awaitable
-
-
-_AWAITS = {LoadHandle.__await__.__code__, LoadManyHandle.__await__.__code__}
-
-
-def _awaited_load(steps: Any) -> _Load | None:
-    """Return the load that a suspended coroutine waits for, if it waits for one."""
-    while True:
-        kind = type(steps)
-        if kind is CoroutineType:
-            steps = steps.cr_await
-        elif kind is GeneratorType:
-            if steps.gi_code in _AWAITS:
-                load: _Load = steps.gi_frame.f_locals["self"]
-                return load
-            steps = steps.gi_yieldfrom
-        else:
-            return None
 
 
 # The schedule
@@ -415,20 +445,15 @@ class _AllWaiting:
                 return
 
 
-def _waiters(batch: Batch) -> int:
-    """Return how many tasks wait for loads of a batch."""
-    waiters = (handle._waiters for handle in batch._all_handles())
-    return len(batch.watchers) + sum(len(w) if type(w) is dict else bool(w) for w in waiters)
-
-
 def all_waiting(*, max_wait: float = DEFAULT_MAX_WAIT) -> Schedule:
     """
     Let a batch leave once every resolver of the operation waits for a load.
 
-    A schedule for the loaders of operations under :class:`AnyioExecutor`; these are Haxl's rounds.
-    Resolvers that come late to their loads, by however many rounds of the scheduler or because they
-    await something else first, still share one batch; and where all wait, nothing more is waited
-    for. The price: a level of a query is as slow as its slowest resolver.
+    A schedule for the loaders of operations under :class:`AnyioExecutor`. Resolvers that come late to
+    their loads, by however many rounds of the scheduler or because they await something else first,
+    still share one batch; and where all wait, all batches leave and nothing more is waited for: the
+    rounds that Haxl had before its version 2. The price: a level of a query is as slow as its slowest
+    resolver.
 
     A batch leaves by the rule of :func:`anyloader.schedules.quiescent` instead if no resolver waits
     for it, or a task does that the executor has not started: a resolver may be waiting for that
@@ -468,11 +493,14 @@ class AnyioExecutor(_Stock):
     field (with 3.2, of the selection around the field).
 
     **Not under trio:** ``@defer``, ``@stream`` and ``abort_signal`` are refused by an error in the
-    response; subscriptions of 3.2 are not executed by this class. Under asyncio all of them do what
-    they do without it.
+    response, and with 3.2 ``graphql.subscribe`` raises a ``GraphQLError``; with 3.3 subscriptions run.
+    Under asyncio all of them do what they do without this class.
 
-    **Checkpoints.** The operation is executed without one as long as nothing is awaited. Gathering
-    two or more awaitables is a checkpoint.
+    **Checkpoints.** The operation is executed without one as long as nothing is awaited; with 3.3 a
+    settled load that a resolver returns is not. Gathering two or more awaitables is a checkpoint.
+
+    **Errors.** Under an event loop that is neither asyncio nor trio, what has to be gathered fails
+    with a ``GraphQLError`` in the response.
     """
 
     execute_fields: Any = _gathering(_Core.execute_fields)
@@ -513,8 +541,35 @@ class AnyioExecutor(_Stock):
                 self.collected_errors.errors.sort(key=_position)
             return super().build_response(data)
 
+        def complete_awaitable_value(
+            self,
+            return_type: Any,
+            field_details_list: Any,
+            info: Any,
+            path: Any,
+            result: Any,
+            position_context: Any,
+        ) -> Any:
+            rest = (return_type, field_details_list, info, path)
+            if (
+                type(result) is not LoadHandle
+                or result.status is not LoadHandle.Status.FINISHED
+                or self.abort_signal is not None
+                or not isinstance(path.key, str)  # an item of @stream, which is awaited
+            ):
+                return super().complete_awaitable_value(*rest, result, position_context)
+            # A hit of a field. There is nothing to wait for, so no task is needed that would wait.
+            try:
+                return self.complete_value(*rest, result.return_value, position_context)
+            except Exception as exc:
+                self.handle_field_error(exc, return_type, field_details_list, path)
+                return None
+
         async def with_abort_signal(self, awaitable: Awaitable[Any]) -> Any:
             if self.abort_signal is not None:
+                if _under_trio():  # while subscribing; queries are refused as a whole
+                    _discard(awaitable)
+                    raise _unsupported("abort_signal")
                 return await super().with_abort_signal(awaitable)
             try:
                 return await awaitable
@@ -524,6 +579,11 @@ class AnyioExecutor(_Stock):
                 if isinstance(exc, anyio.get_cancelled_exc_class()) and _is_stray_here():
                     raise RuntimeError(_STRAY) from exc
                 raise
+
+        def cancellable_iterable(self, iterable: AsyncIterable[Any]) -> AsyncIterable[Any]:
+            if self.abort_signal is not None and _under_trio():
+                raise _unsupported("abort_signal")
+            return super().cancellable_iterable(iterable)
 
         def settle_in_background(self, awaitables: list[Awaitable[Any]]) -> None:
             if _under_trio():
@@ -547,6 +607,17 @@ class AnyioExecutor(_Stock):
 if not TYPE_CHECKING and not _IS_3_3:  # pragma: no cover - 3.2
     _complete_list_value = _gathering(_Core.complete_list_value)
     _default_type_resolver = _gathering(_core["default_type_resolver"])
+
+    class _Events(graphql.MapAsyncIterator):
+        """The events of a subscription. It needs asyncio, and says so only when it is iterated."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            if _under_trio():
+                raise _unsupported("a subscription")
+            super().__init__(*args, **kwargs)
+
+    # No executor takes part in subscribing, so there is no method to override.
+    sys.modules[graphql.subscribe.__module__].MapAsyncIterator = _Events
 
 
 async def _await_twice(completed: Awaitable[Any]) -> Any:  # pragma: no cover - 3.2
@@ -579,4 +650,6 @@ def _under_trio() -> bool:
 
 
 def _unsupported(what: str) -> GraphQLError:
-    return GraphQLError(f"{what} is not supported under trio: graphql-core uses asyncio for it")
+    return GraphQLError(
+        f"{what} is not supported under trio: graphql-core {graphql.version} uses asyncio for it"
+    )

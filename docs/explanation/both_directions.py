@@ -9,7 +9,7 @@ async def slow(keys: list[str]) -> list[str]:
 
 
 async def main() -> None:
-    # From a waiter to the load: the handle can be awaited again, the load goes on or is given up.
+    # From a waiter to the load: its only waiter has gone, so it is given up.
     async with DataLoader(slow) as loader:
         load = loader.load("a")
         with anyio.move_on_after(0.1):

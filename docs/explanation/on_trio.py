@@ -9,7 +9,7 @@ async def fetch(keys: list[int]) -> list[int]:
     return keys
 
 
-def make_loader(library: str):  # type: ignore[no-untyped-def]
+def make_loader(library: str):
     if library == "aiodataloader":
         from aiodataloader import DataLoader
     elif library == "Strawberry":

@@ -14,8 +14,8 @@ async def handle_request() -> None:
 
 
 async def main() -> None:
-    await handle_request()
-    await handle_request()
+    for _ in range(2):
+        await handle_request()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-import anyio
+import asyncio
 
 from anyloader import LoaderScope
 from anyloader.compat import DataLoader
@@ -11,7 +11,7 @@ async def fetch_users(ids: list[int]) -> list[str]:
 
 async def handle_request() -> None:
     users: DataLoader[int, str] = DataLoader(fetch_users, max_batch_size=100)
-    print(await users.load_many([1, 2, 1]))
+    print(await asyncio.gather(users.load(1), users.load(2), users.load(1)))
 
 
 async def main() -> None:
@@ -21,4 +21,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main)
+    asyncio.run(main())

@@ -16,7 +16,7 @@ class User(Base):
     name: Mapped[str] = mapped_column(String(50))
 
 
-def make_fetch_users(sessions: sessionmaker[Session]):  # type: ignore[no-untyped-def]
+def make_fetch_users(sessions: sessionmaker[Session]):
     def fetch_users(ids: list[int]) -> dict[int, User]:  # runs in a worker thread
         with sessions() as session:
             users = session.scalars(select(User).where(User.id.in_(ids)))

@@ -1,3 +1,5 @@
+import textwrap
+
 import anyio
 
 from anyloader import BatchResultError, DataLoader
@@ -32,7 +34,8 @@ async def main() -> None:
             print("on_missing=KeyError:", repr(exc))
 
     async with DataLoader(careful) as loader:
-        print("errors in place:", await loader.load_many([1, 9, 2], return_exceptions=True))
+        values = await loader.load_many([1, 9, 2], return_exceptions=True)
+        print("errors in place:", values)
 
     async with DataLoader(broken) as loader:
         for load in loader.load(1), loader.load(2):
@@ -45,7 +48,7 @@ async def main() -> None:
         try:
             await loader.load_many([1, 2])
         except BatchResultError as exc:
-            print(exc)
+            print(textwrap.fill(str(exc), 80))
 
 
 if __name__ == "__main__":
