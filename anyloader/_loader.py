@@ -527,6 +527,8 @@ class DataLoader(Generic[K, V]):
         return batch
 
     def _seal(self, batch: Batch, reason: str) -> None:
+        if not batch.is_open:
+            return  # a hook that heard of its last key has dispatched it
         batch.seal(reason)
         if batch.worker_scope is None:
             cast(Dispatcher, self._dispatcher).send_or_fail(batch)
@@ -640,6 +642,9 @@ class DataLoader(Generic[K, V]):
                 misses += 1
                 if self._hooks is not None:
                     self._tell_load(key, batch, shared=False)
+                    if not batch.is_open:  # the hook has dispatched it
+                        batch = None
+                        continue
                 room -= 1
                 if not room:
                     self._seal(batch, "full")
@@ -648,6 +653,8 @@ class DataLoader(Generic[K, V]):
             pending = entry._batch
             if self._hooks is not None:
                 self._tell_load(key, pending, shared=True)
+                if batch is not None and not batch.is_open:
+                    batch = None
             if pending is not None:
                 shared += 1
                 if pending is not batch:
@@ -706,7 +713,7 @@ class DataLoader(Generic[K, V]):
         :raises RuntimeError: if called from another thread or event loop
         """
         self._check_place()
-        if self._open is not None:
+        if self._open is not None and self._open.added:
             self._seal(self._open, "dispatch")
 
     # The cache

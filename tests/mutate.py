@@ -542,6 +542,7 @@ def main() -> int:
             os.chdir(root)
             sys.path[0] = str(root)
             arguments = ["-s", "-p", "no:terminal", "-p", "no:cacheprovider"]
+            arguments += ["-W", "ignore:Module already imported"]
             arguments += ["--timeout=0", "--timeout-method=thread"]
             arguments += [] if options.all_backends else ["-k", MOST]
             files = [f"tests/test_{name}.py" for name in THEN]

@@ -19,6 +19,7 @@ from anyloader import (
     LoadHandle,
     schedules,
 )
+from anyloader.hooks import BatchOpened, ValueCacheFailed
 from support import Recorder, wait_all_tasks_blocked
 
 pytestmark = pytest.mark.anyio
@@ -170,7 +171,8 @@ async def test_prime_with_the_cache_off_changes_nothing() -> None:
 
 async def test_schedules_say_what_they_are() -> None:
     made = schedules.quiescent(max_rounds=7), schedules.rounds(2), schedules.window(0.5)
-    assert [repr(s) for s in (*made, schedules.manual())] == [
+    assert [repr(s) for s in (schedules.quiescent(), *made, schedules.manual())] == [
+        "quiescent(max_rounds=100)",
         "quiescent(max_rounds=7)",
         "rounds(2)",
         "window(0.5)",
@@ -307,3 +309,68 @@ async def test_what_was_cleared_before_the_opening_is_deleted_by_the_first_batch
     loader = DataLoader(Recorder[int, int](abs), value_cache=Values()).clear(1)
     async with loader:
         assert await loader.load(1) == 1
+
+
+async def test_a_deletion_that_fails_on_the_way_out_is_told_as_of_no_batch() -> None:
+    class Values:
+        async def get_many(self, keys: Any) -> Any:
+            return {}
+
+        async def set_many(self, items: Any) -> None:
+            pass
+
+        async def delete_many(self, keys: Any) -> None:
+            raise OSError
+
+    told: list[Any] = []
+    loader = DataLoader(Recorder[int, int](abs), value_cache=Values(), hooks=[told.append])
+    async with loader:
+        loader.clear(1)
+    assert [(type(event), event.batch, event.operation) for event in told] == [
+        (ValueCacheFailed, 0, "delete_many")
+    ]
+
+
+async def test_a_hook_may_load() -> None:
+    extra: list[LoadHandle[int]] = []
+
+    def load_once(event: object) -> None:
+        if isinstance(event, BatchOpened) and not extra:
+            extra.append(loader.load(-5))
+
+    recorder = Recorder[int, int](abs)
+    loader = DataLoader(recorder, cache=False, deduplicate=True, hooks=[load_once])
+    async with loader:
+        assert await loader.load_many([-1, -5]) == [1, 5]
+        assert [await load for load in extra] == [5]
+    assert recorder.calls == [[-5, -1]]
+
+
+@pytest.mark.virtual_time
+async def test_a_shared_load_that_a_batch_function_awaits_later_keeps_its_batch() -> None:
+    """The scope is left meanwhile, and nobody awaits that batch right then."""
+
+    async def slow(keys: list[int]) -> list[int]:
+        await anyio.sleep(3)
+        return keys
+
+    async def outer(keys: list[int]) -> list[int]:
+        load = inner.load(1)
+        shared.set()
+        await anyio.sleep(1)
+        return [await load]
+
+    shared = anyio.Event()
+    results: list[int] = []
+
+    async def wait_for(load: LoadHandle[int]) -> None:
+        results.append(await load)
+
+    async with anyio.create_task_group() as tg:
+        async with LoaderScope() as scope:
+            inner = scope.get(slow)
+            inner.load(1)
+            await wait_all_tasks_blocked()
+            tg.start_soon(wait_for, scope.get(outer).load(2))
+            await shared.wait()
+    assert results == [1]

@@ -462,8 +462,9 @@ async def test_a_stray_cancellation_settles_everybody(
 async def test_a_stray_cancellation_does_not_cancel_a_foreign_group(
     number: int, anyio_backend_name: str
 ) -> None:
+    fetch = OnlyOnce(stray(anyio_backend_name, number))
     async with anyio.create_task_group() as tg:
-        loader = DataLoader(OnlyOnce(stray(anyio_backend_name, number)), task_group=tg)
+        loader = DataLoader(fetch, task_group=tg)
         await check_stray_cancellation(loader)
         assert not tg.cancel_scope.cancel_called
 

@@ -488,3 +488,42 @@ def test_an_event_is_one_of_the_public_records() -> None:
     ]
     assert set(hooks.Event.__args__) == set(records)
     assert {record.__name__ for record in records} <= set(hooks.__all__)
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["load", "load_many"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_batch_size": 2},
+        {"cache": False},
+        {"cache": False, "max_batch_size": 2},
+        {"cache": False, "deduplicate": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", [BatchOpened, LoadQueued, BatchSealed])
+async def test_a_hook_may_dispatch_at_any_time(
+    kind: type[Event], options: dict[str, Any], many: bool
+) -> None:
+    calls: list[list[int]] = []
+
+    async def fetch(keys: list[int]) -> list[int]:
+        calls.append(keys)
+        return keys
+
+    def hook(event: Event) -> None:
+        if isinstance(event, kind):
+            loader.dispatch()
+
+    keys = [1, 2, 2, 3]
+    async with DataLoader(fetch, hooks=[hook], **options) as loader:
+        if many:
+            assert await loader.load_many(keys) == keys
+        else:
+            loads = [loader.load(key) for key in keys]
+            assert [await load for load in loads] == keys
+        now = loader.statistics()
+        assert (now.loads, now.queued, now.running) == (4, 0, 0)
+    assert sorted({key for call in calls for key in call}) == [1, 2, 3]
+    assert all(calls)
