@@ -574,17 +574,20 @@ class DataLoader(Generic[K, V]):
             entry = self._duplicate(key, cache_key) if self._deduplicates else None
             batch = self._open or self._open_batch()
             batch.join(many)
-            if entry is None:
-                entry = new_handle(key, batch, NOBODY)
-                if self._deduplicates:
-                    batch.remember(cache_key, entry)
-                batch.keys_.append(key)
-                batch.entries.append(entry)
-                if self._hooks is not None:
-                    self._tell_load(key, batch, shared=False)
-                if self._most is not None and batch.size >= self._most:
-                    self._seal(batch, "full")
+            if entry is not None:
+                many._handles.append(entry)
+                continue
+            entry = new_handle(key, batch, NOBODY)
+            # Now, as the seal drops what is in no handle that somebody wants.
             many._handles.append(entry)
+            if self._deduplicates:
+                batch.remember(cache_key, entry)
+            batch.keys_.append(key)
+            batch.entries.append(entry)
+            if self._hooks is not None:
+                self._tell_load(key, batch, shared=False)
+            if self._most is not None and batch.size >= self._most:
+                self._seal(batch, "full")
 
     def _load_many_cached(
         self,

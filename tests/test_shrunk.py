@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
-from anyloader import DataLoader
+from anyloader import DataLoader, schedules
 from support import run_seeds, wait_all_tasks_blocked
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
@@ -79,7 +79,8 @@ def test_leaving_does_not_wait_for_what_a_failed_load_many_left(shuffled_backend
     assert run_seeds(shuffled_backend, range(50), _many_that_fails_early) == ["cancelled", "failed"]
 
 
-async def test_a_load_many_that_the_cache_refused_wants_nothing() -> None:
+@pytest.mark.parametrize("keys", [[2, 3], [3]], ids=str)
+async def test_a_load_many_that_the_cache_refused_wants_nothing(keys: list[int]) -> None:
     """What it has queued is taken back; the others of the batch can still be given up."""
 
     class Picky(dict[Any, Any]):
@@ -90,17 +91,17 @@ async def test_a_load_many_that_the_cache_refused_wants_nothing() -> None:
 
     ended: list[list[int]] = []
 
-    async def fetch(keys: list[int]) -> list[int]:
+    async def fetch(sent: list[int]) -> list[int]:
         try:
             await anyio.sleep_forever()
         finally:
-            ended.append(keys)
-        return keys
+            ended.append(sent)
+        return sent
 
     async with DataLoader(fetch, cache_map=Picky()) as loader:
         load = loader.load(1)
         with pytest.raises(ValueError, match="not this one"):
-            loader.load_many([2, 3])
+            loader.load_many(keys)
         with anyio.move_on_after(1):
             await load
         await wait_all_tasks_blocked()
@@ -141,3 +142,20 @@ async def test_a_load_that_joins_a_stream_by_a_key_sent_once_settles() -> None:
         gate.set()
         with anyio.fail_after(1):
             assert [await load for load in loads] == [10, 10, 10]
+
+
+async def test_an_uncached_load_many_that_fills_a_batch_with_a_given_up_load_is_sent() -> None:
+    calls: list[list[int]] = []
+
+    async def fetch(keys: list[int]) -> list[int]:
+        calls.append(keys)
+        return keys
+
+    manual = schedules.manual()
+    async with DataLoader(fetch, cache=False, max_batch_size=2, schedule=manual) as loader:
+        load = loader.load(1)
+        with anyio.move_on_after(0):
+            await load
+        with anyio.fail_after(1):
+            assert await loader.load_many([2]) == [2]
+    assert calls == [[2]]
