@@ -82,13 +82,13 @@ class _Options(TypedDict, total=False):
     batch: bool
     max_batch_size: int | None
     cache: bool
-    schedule: Schedule
+    schedule: Schedule | None
     defer_hits: bool
     deduplicate: bool
     cache_errors: bool | Callable[[Exception], bool]
     limiter: CapacityLimiter | None
     value_cache: ValueCache[Any, Any] | None
-    name: str
+    name: str | None
     hooks: Sequence[Hook]
 
 
@@ -222,14 +222,14 @@ class DataLoader(Generic[K, V]):
         cache: bool = _default,
         get_cache_key: Callable[[Any], Any] | None = _default,
         cache_map: MutableMapping[Any, LoadHandle[Any]] | None = None,
-        schedule: Schedule = _default,
+        schedule: Schedule | None = None,
         defer_hits: bool = _default,
         deduplicate: bool = _default,
         cache_errors: bool | Callable[[Exception], bool] = _default,
         on_missing: Callable[[Any], Any] | None = _default,
         limiter: CapacityLimiter | None = _default,
         value_cache: ValueCache[Any, Any] | None = _default,
-        name: str = _default,
+        name: str | None = None,
         hooks: Sequence[Hook] = _default,
     ) -> None:
         given = {
@@ -237,14 +237,14 @@ class DataLoader(Generic[K, V]):
             "max_batch_size": max_batch_size,
             "cache": cache,
             "get_cache_key": get_cache_key,
-            "schedule": schedule,
+            "schedule": _default if schedule is None else schedule,
             "defer_hits": defer_hits,
             "deduplicate": deduplicate,
             "cache_errors": cache_errors,
             "on_missing": on_missing,
             "limiter": limiter,
             "value_cache": value_cache,
-            "name": name,
+            "name": _default if name is None else name,
             "hooks": hooks,
         }
         for option, value in given.items():

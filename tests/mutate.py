@@ -7,8 +7,8 @@ listed, and the exit status is 1 if ``surviving_mutants.txt`` has no reason for 
 
 Everything happens in a copy, inside one pytest session that has collected the tests. They run once
 under coverage, which tells what tests execute what line. For each mutant the session then forks; the
-child gives the function its broken code and runs the tests that come by that line, those of its
-module first, until one fails. What happens at import (class attributes, defaults, tables) cannot be
+child gives the function its broken code and runs the tests that come by that line, until one fails:
+those first that have killed others of the module. What happens at import (class attributes, defaults, tables) cannot be
 put in place like this; such a mutant is a file in a copy of its own, for a pytest of its own.
 
 It is a script of our own because mutmut calls every function through a wrapper, whose frames stand in
@@ -33,7 +33,7 @@ import time
 import traceback
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from importlib import import_module
 from itertools import pairwise
@@ -75,8 +75,11 @@ THEN = (
 LAST = ("nothing_left", "faults", "model")
 MOST = "not uvloop and not eager"  # what these find, the two others mostly do
 
-#: How long a mutant is looked at that no test kills.
+#: How many seconds a mutant is looked at that no test kills.
 CAP = 90
+#: After how many seconds more than ten times what it takes otherwise a test counts as hanging.
+HANG = 4
+UNBROKEN = -1
 
 SWAPS: dict[type[Any], type[Any]] = {
     ast.Lt: ast.LtE,
@@ -115,7 +118,8 @@ class Mutant(NamedTuple):
 
     def tree(self, root: Path) -> ast.Module:
         tree = ast.parse((root / "anyloader" / f"{self.module}.py").read_text())
-        _apply(list(ast.walk(tree))[self.place], self.number)
+        if self.number != UNBROKEN:
+            _apply(list(ast.walk(tree))[self.place], self.number)
         return ast.fix_missing_locations(tree)
 
     @property
@@ -177,8 +181,11 @@ def mutants(path: Path) -> Iterator[Mutant]:
 
 
 def _is_skipped(node: ast.AST) -> bool:
-    """Texts, types and what only checkers read."""
-    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+    """Texts, types, what only checkers read, and what is for another Python."""
+    if isinstance(node, ast.If):
+        test = ast.unparse(node.test)
+        return "TYPE_CHECKING" in test or test.startswith("sys.version_info")
+    if isinstance(node, ast.keyword) and node.arg in ("covariant", "total"):
         return True
     if isinstance(node, ast.ClassDef) and any("Protocol" in ast.unparse(b) for b in node.bases):
         return True
@@ -213,7 +220,9 @@ def _changes(node: ast.AST) -> list[str]:
         return ["dropped"]
     if isinstance(node, ast.Delete | ast.Break | ast.Continue):
         return ["dropped"]
-    if isinstance(node, ast.Return) and ast.unparse(node) not in ("return", "return None"):
+    # Instead of ``return False`` there is ``return True``, from above.
+    nothing = ("return", "return None", "return False")
+    if isinstance(node, ast.Return) and ast.unparse(node) not in nothing:
         return ["returns None"]
     return []
 
@@ -259,14 +268,14 @@ class Functions:
     def __init__(self, root: Path, run_at_import: set[tuple[str, str, int]]) -> None:
         self._root, self._run_at_import = root, run_at_import
         self._found: defaultdict[tuple[str, str, int], list[FunctionType]] = defaultdict(list)
-        #: Code that somebody looks for, so that it cannot be another.
-        self._wanted: set[CodeType] = set()
+        #: Sets of code, by which somebody finds his own frames.
+        self._sets: list[set[CodeType]] = []
         for thing in gc.get_objects():
             if isinstance(thing, FunctionType):
                 code = thing.__code__
                 self._found[code.co_filename, code.co_name, code.co_firstlineno].append(thing)
-            elif type(thing) is set:
-                self._wanted.update(one for one in thing if isinstance(one, CodeType))
+            elif type(thing) is set and any(isinstance(one, CodeType) for one in thing):
+                self._sets.append(thing)
 
     def break_(self, mutant: Mutant) -> bool:
         """Give the function its broken code; say whether that can be done."""
@@ -280,13 +289,15 @@ class Functions:
         found = self._found[place]
         for function in found:
             old = function.__code__
-            if old in self._wanted:
-                return False
+            # types.coroutine() marks a function by a flag of its code.
+            new = new.replace(co_flags=new.co_flags | old.co_flags)
             try:
-                # types.coroutine() marks a function by a flag of its code.
-                function.__code__ = new.replace(co_flags=new.co_flags | old.co_flags)
+                function.__code__ = new
             except ValueError:  # uses other variables of a function around it
                 return False
+            for codes in self._sets:
+                if old in codes:
+                    codes.add(new)
         return bool(found)
 
 
@@ -322,12 +333,23 @@ class Campaign:
     """A pytest plugin that tries mutants where other sessions would run their tests."""
 
     def __init__(
-        self, root: Path, todo: list[Mutant], jobs: int, told: Callable[[Mutant, str | None], None]
+        self,
+        root: Path,
+        todo: list[Mutant],
+        jobs: int,
+        cap: float,
+        told: Callable[[Mutant, str | None], None],
     ) -> None:
         self._root, self._todo, self._jobs, self._told = root, todo, jobs, told
+        #: One function of each module, as it is: no test may fail by what is done here itself.
+        functions = {mutant.module: mutant for mutant in todo if mutant.function}
+        self._unbroken = [mutant._replace(number=UNBROKEN) for mutant in functions.values()]
+        self._cap = cap
         self._run_at_import = import_watched(root)
         self._functions: Functions
         self._failed: str | None = None
+        #: By module: how many of its mutants each test has killed so far.
+        self._kills: defaultdict[str, Counter[str | None]] = defaultdict(Counter)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
@@ -336,7 +358,8 @@ class Campaign:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         self._items = session.items
         self._functions = Functions(self._root, self._run_at_import)
-        self._run(session.items[0], session.items[1])  # for the fixtures of the session
+        # For the fixtures of the session; those of this file are torn down, as another one is next.
+        self._run(session.items[0], session.items[-1])
         gc.collect()
         gc.freeze()
         start = time.monotonic()
@@ -344,8 +367,20 @@ class Campaign:
         print(f"{len(session.items)} tests, {time.monotonic() - start:.0f} s", flush=True)
         for name in failing:
             print(f"without {name}, which fails in here as it is")
+        self._try_all(self._unbroken, self._expect_nothing)
+        self._try_all(self._todo, self._told)
+        return True
+
+    @staticmethod
+    def _expect_nothing(mutant: Mutant, by: str | None) -> None:
+        if by:
+            raise SystemExit(f"{mutant.owner} is not broken, and yet {by} fails")
+
+    def _try_all(
+        self, mutants: Iterable[Mutant], told: Callable[[Mutant, str | None], None]
+    ) -> None:
         running: dict[int, tuple[Mutant, Any]] = {}
-        todo = iter(self._todo)
+        todo = iter(mutants)
         while True:
             while len(running) < self._jobs and (mutant := next(todo, None)):
                 file = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed below
@@ -354,13 +389,15 @@ class Campaign:
                     self._child(partial(self._killer, mutant), file)
                 running[child] = mutant, file
             if not running:
-                return True
+                return
             child, status = os.wait()
             mutant, file = running.pop(child)
             file.seek(0)
             # No text: it was ended by a signal, such as that of its timer.
             text = file.read() or json.dumps(f"status {status}")
-            self._told(mutant, json.loads(text))
+            by = json.loads(text)
+            self._kills[mutant.module][by] += 1
+            told(mutant, by)
             file.close()
 
     def _in_child(self, function: Callable[[], Any]) -> Any:
@@ -428,12 +465,12 @@ class Campaign:
             return self._killer_elsewhere(mutant)
         lines = self._tests.get(mutant.module, {})
         numbers = {n for line in mutant.lines for n in lines.get(str(line), ())}
-        deadline = time.monotonic() + CAP
+        deadline = time.monotonic() + (self._cap if mutant.number != UNBROKEN else 5)
         chosen = sorted(numbers, key=lambda number: self._rank(mutant, number))
         items = [self._items[number] for number in chosen]
         for number, (item, following) in zip(chosen, pairwise([*items, None])):
             assert item is not None
-            signal.setitimer(signal.ITIMER_REAL, 10 + 10 * self._seconds[number])
+            signal.setitimer(signal.ITIMER_REAL, HANG + 10 * self._seconds[number])
             try:
                 self._run(item, following)
             except BaseException:
@@ -444,10 +481,12 @@ class Campaign:
                 break
         return self._failed
 
-    def _rank(self, mutant: Mutant, number: int) -> tuple[bool, int, float]:
-        file = Path(self._items[number].nodeid.partition("::")[0]).stem.removeprefix("test_")
+    def _rank(self, mutant: Mutant, number: int) -> tuple[int, bool, int, float]:
+        name = self._items[number].nodeid
+        file = Path(name.partition("::")[0]).stem.removeprefix("test_")
         last = LAST.index(file) + 1 if file in LAST else 0
-        return file not in FIRST[mutant.module], last, self._seconds[number]
+        kills = self._kills[mutant.module][name]
+        return -kills, file not in FIRST[mutant.module], last, self._seconds[number]
 
     def _killer_elsewhere(self, mutant: Mutant) -> str | None:
         first = FIRST[mutant.module]
@@ -505,6 +544,7 @@ def main() -> int:
     parser.add_argument("--sample", type=int)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--cap", type=float, default=CAP, help="seconds for one that survives")
     parser.add_argument("--module", action="append", choices=FIRST, help="only this; repeatable")
     parser.add_argument("--results", type=Path, help="a file that keeps what was found")
     parser.add_argument("--again", action="store_true", help="try what survived once more")
@@ -546,7 +586,7 @@ def main() -> int:
             arguments += ["--timeout=0", "--timeout-method=thread"]
             arguments += [] if options.all_backends else ["-k", MOST]
             files = [f"tests/test_{name}.py" for name in THEN]
-            campaign = Campaign(root, todo, options.jobs, told)
+            campaign = Campaign(root, todo, options.jobs, options.cap, told)
             status = pytest.main([*arguments, *files], plugins=[campaign])
             os.chdir(ROOT)
             if status:

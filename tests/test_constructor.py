@@ -51,8 +51,20 @@ def test_defaults() -> None:
 
 
 def test_defaults_can_be_given() -> None:
-    loader = DataLoader(double, task_group=None, cache_map=None, **DEFAULTS)
+    loader = DataLoader(
+        double, task_group=None, cache_map=None, schedule=None, name=None, **DEFAULTS
+    )
     assert {option: getattr(loader, option) for option in DEFAULTS} == DEFAULTS
+    assert (repr(loader.schedule), loader.name) == (repr(schedules.quiescent()), "double")
+
+
+def test_a_schedule_or_name_of_none_is_that_of_the_class() -> None:
+    class Doubles(DataLoader[int, int]):
+        schedule: Any = schedules.rounds(3)
+        name = "doubles"
+
+    loader = Doubles(double, schedule=None, name=None)
+    assert (repr(loader.schedule), loader.name) == ("rounds(3)", "doubles")
 
 
 async def test_loads_of_any_number_share_a_batch_by_default() -> None:
@@ -93,7 +105,6 @@ def options(**given: Any) -> dict[str, Any]:
         (options(get_cache_key="id"), TypeError, "callable or None"),
         (options(cache_map=True), TypeError, "MutableMapping or None"),
         (options(cache_map=()), TypeError, "MutableMapping or None"),
-        (options(schedule=None), TypeError, "async function"),
         (options(schedule=0.5), TypeError, "async function"),
         (options(defer_hits=0), TypeError, "True or False"),
         (options(deduplicate="no"), TypeError, "True or False"),

@@ -16,10 +16,11 @@ from anyloader import (
     LoadCancelledError,
     LoaderClosedError,
     LoaderScope,
+    LoaderStatistics,
     LoadHandle,
     schedules,
 )
-from anyloader.hooks import BatchOpened, ValueCacheFailed
+from anyloader.hooks import BatchCancelled, BatchOpened, ValueCacheFailed
 from support import Recorder, wait_all_tasks_blocked
 
 pytestmark = pytest.mark.anyio
@@ -374,3 +375,281 @@ async def test_a_shared_load_that_a_batch_function_awaits_later_keeps_its_batch(
             tg.start_soon(wait_for, scope.get(outer).load(2))
             await shared.wait()
     assert results == [1]
+
+
+@pytest.mark.parametrize("fails", ["a key", "the batch"])
+async def test_what_remains_after_a_key_was_given_up_is_evicted_by_its_own_cache_key(
+    fails: str,
+) -> None:
+    async def fetch(keys: list[int]) -> list[int | Exception]:
+        if fails == "the batch":
+            raise ValueError
+        return [ValueError() for _ in keys]
+
+    async with DataLoader(fetch, get_cache_key=abs, cache_errors=False) as loader:
+        first, second = loader.load(-1), loader.load(-2)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await first
+        with pytest.raises(ValueError):
+            await second
+        assert loader.peek(1) is loader.peek(2) is None
+
+
+async def test_a_refused_load_many_is_taken_back_once() -> None:
+    class Refusing(dict[Any, Any]):
+        def __setitem__(self, key: Any, value: Any) -> None:
+            if key == 3:
+                raise MemoryError
+            super().__setitem__(key, value)
+
+    recorder = Recorder[int, int](abs)
+    async with DataLoader(recorder, cache_map=Refusing(), hooks=[lambda event: None]) as loader:
+        with pytest.raises(MemoryError):
+            loader.load_many([1, 1, 2, 3])
+        load = loader.load(4)
+        assert loader.statistics().queued == 1
+        assert await load == 4
+    assert recorder.calls == [[4]]
+
+
+async def test_a_stream_need_not_have_an_aclose() -> None:
+    class Stream:
+        def __init__(self, keys: list[int]) -> None:
+            self._keys = iter(keys[:1])
+
+        def __aiter__(self) -> AsyncIterator[tuple[int, int]]:
+            return self
+
+        async def __anext__(self) -> tuple[int, int]:
+            for key in self._keys:
+                return key, abs(key)
+            raise StopAsyncIteration
+
+    function: Any = Stream
+    async with DataLoader[int, int](function) as loader:
+        assert await loader.load_many([-1, -2]) == [1, None]
+
+
+def test_a_loader_can_be_made_where_asyncio_was_never_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Group:
+        start_soon = None
+
+    monkeypatch.delitem(sys.modules, "asyncio")
+    group: Any = Group()
+    assert "0 keys queued" in repr(DataLoader(Recorder[int, int](abs), task_group=group))
+
+
+@pytest.mark.virtual_time
+async def test_what_a_value_cache_finds_too_late_settles_nothing() -> None:
+    class Values:
+        async def get_many(self, keys: Any) -> Any:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(2)
+            return dict.fromkeys(keys, 0)
+
+        async def set_many(self, items: Any) -> None:
+            pass
+
+        async def delete_many(self, keys: Any) -> None:
+            pass
+
+    recorder = Recorder[int, int](abs)
+    async with DataLoader(recorder, value_cache=Values()) as loader:
+        load = loader.load(1)
+        with anyio.move_on_after(1):
+            await load
+        assert load.status is LoadHandle.Status.CANCELLED
+        await anyio.sleep(2)
+        assert load.status is LoadHandle.Status.CANCELLED
+        assert loader.peek(1) is None
+    assert recorder.calls == []
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("many", [False, True], ids=["load", "load_many"])
+async def test_an_await_that_a_batch_function_gave_up_is_no_part_of_a_cycle(many: bool) -> None:
+    async def first(keys: list[int]) -> list[int]:
+        with anyio.move_on_after(1):
+            if many:
+                await two.load_many(keys)
+            else:
+                await two.load(keys[0])
+        await anyio.sleep(3)
+        return keys
+
+    async def second(keys: list[int]) -> list[int]:
+        await anyio.sleep(2)
+        return await one.load_many(keys)  # which does not wait for this any more
+
+    async with LoaderScope() as scope:
+        one, two = scope.get(first), scope.get(second)
+        one.load(1)
+        await wait_all_tasks_blocked()
+        assert await two.load(1) == 1
+
+
+@pytest.mark.virtual_time
+async def test_leaving_a_scope_in_a_given_group_waits_for_cleanup_though_it_is_cancelled() -> None:
+    ended: list[str] = []
+
+    async def fetch(keys: list[int]) -> list[int]:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(2)
+            ended.append("cleaned up")
+        return keys
+
+    async with anyio.create_task_group() as tg, anyio.create_task_group() as waiters:
+        with anyio.move_on_after(1):
+            async with LoaderScope(tg) as scope:
+                waiters.start_soon(scope.get(fetch).load(1).wait)
+                await wait_all_tasks_blocked()
+        assert ended == ["cleaned up"]
+
+
+async def test_the_traceback_of_an_error_begins_in_the_batch_function() -> None:
+    async def fetch(keys: list[int]) -> list[int]:
+        raise ValueError
+
+    async with DataLoader(fetch) as loader:
+        load = loader.load(1)
+        await load.wait()
+        error = load.exception
+        assert error is not None
+        traceback = error.__traceback__
+        assert traceback is not None
+        assert traceback.tb_frame.f_code is fetch.__code__
+        assert traceback.tb_next is None
+
+
+async def test_a_scope_that_was_not_entered_has_nothing_to_forget() -> None:
+    scope = LoaderScope()
+    scope.clear_all()
+    scope.cancel("for nothing")
+    async with scope:
+        assert await scope.get(Recorder[int, int](abs)).load(-1) == 1
+    scope.clear_all()
+
+
+async def test_what_is_given_up_after_the_seal_is_sent_though_another_key_is_taken_out() -> None:
+    limiter = anyio.CapacityLimiter(1)
+    recorder = Recorder[int, int](abs)
+    async with DataLoader(recorder, limiter=limiter) as loader:
+        await limiter.acquire_on_behalf_of(recorder)
+        first, second, third = loader.load(1), loader.load(2), loader.load(3)
+        loader.dispatch()
+        await wait_all_tasks_blocked()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await first
+        loader.prime(2, 20, force=True)
+        limiter.release_on_behalf_of(recorder)
+        assert [await second, await third] == [20, 3]
+    assert recorder.calls == [[1, 3]]
+
+
+async def test_a_batch_opened_while_leaving_keeps_a_schedule_that_counts_rounds() -> None:
+    begun, gate = anyio.Event(), anyio.Event()
+    recorder = Recorder[int, int](abs)
+
+    async def outer(keys: list[int]) -> list[int]:
+        begun.set()
+        await gate.wait()
+        first = inner.load(-1)
+        for _ in range(2):
+            await anyio.lowlevel.checkpoint()
+        second = inner.load(-2)
+        return [await first + await second]
+
+    async with anyio.create_task_group() as tg:
+        async with LoaderScope() as scope:
+            inner = DataLoader(recorder, schedule=schedules.rounds(0))
+            inner.load_many([])
+            tg.start_soon(scope.get(outer).load(1).wait)
+            await begun.wait()
+            gate.set()
+    assert recorder.calls == [[-1], [-2]]
+
+
+async def test_a_load_many_that_the_value_cache_answers_does_not_wait_for_its_batch() -> None:
+    class Values:
+        async def get_many(self, keys: Any) -> Any:
+            return {key: key * 100 for key in keys if key == 1}
+
+        async def set_many(self, items: Any) -> None:
+            pass
+
+        async def delete_many(self, keys: Any) -> None:
+            pass
+
+    gate = anyio.Event()
+    async with DataLoader(Recorder[int, int](abs, gate=gate), value_cache=Values()) as loader:
+        many, other = loader.load_many([1]), loader.load(2)
+        with anyio.fail_after(5):
+            assert await many == [100]
+        gate.set()
+        assert await other == 2
+
+
+async def test_with_the_cache_off_a_failed_batch_has_nothing_to_evict(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def fetch(keys: list[int]) -> list[int]:
+        raise ValueError
+
+    async with DataLoader(fetch, cache=False) as loader:
+        with pytest.raises(ValueError):
+            await loader.load(1)
+    assert caplog.records == []
+
+
+async def test_a_hook_may_cancel_a_scope_that_is_being_left() -> None:
+    told: list[str] = []
+
+    def cancel_all(event: object) -> None:
+        if isinstance(event, BatchCancelled):
+            told.append(event.loader)
+            scope.cancel("enough")
+
+    async def one(keys: list[int]) -> list[int]:
+        return keys
+
+    async def two(keys: list[int]) -> list[int]:
+        return keys
+
+    async with LoaderScope(hooks=[cancel_all]) as scope:
+        loads = scope.get(one).load(1), scope.get(two).load(2)
+    assert [load.status for load in loads] == [LoadHandle.Status.CANCELLED] * 2
+    assert len(told) == 2
+
+
+async def test_a_load_many_that_fails_at_once_still_loads_its_other_keys() -> None:
+    """It was not given up."""
+    recorder = Recorder[int, int](abs)
+    async with DataLoader(recorder) as loader:
+        many = loader.prime(1, ValueError()).load_many([1, -2])
+        loader.load(-3)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await loader.load(-4)  # so that the seal looks who is wanted
+        with pytest.raises(ValueError):
+            await many
+        await wait_all_tasks_blocked()
+    assert recorder.calls == [[-2, -3]]
+
+
+async def test_handles_of_a_load_many_know_their_keys() -> None:
+    async with DataLoader(Recorder[int, int](abs)) as loader:
+        loader.load_many([1, 2])
+        handles = [loader.peek(key) for key in (1, 2)]
+        assert [handle and handle.key for handle in handles] == [1, 2]
+
+
+async def test_a_scope_without_loaders_has_statistics_of_nothing() -> None:
+    async with LoaderScope() as scope:
+        assert scope.statistics() == LoaderStatistics()

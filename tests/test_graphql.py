@@ -16,7 +16,7 @@ graphql = pytest.importorskip("graphql")
 
 import anyloader.integrations.graphql as integration  # noqa: E402
 from anyloader import DataLoader, LoaderClosedError  # noqa: E402
-from anyloader.integrations.graphql import AnyioExecutor  # noqa: E402
+from anyloader.integrations.graphql import AnyioExecutor, all_waiting  # noqa: E402
 from support import Recorder, run_seeds, wait_all_tasks_blocked  # noqa: E402
 
 pytestmark = pytest.mark.anyio
@@ -244,6 +244,19 @@ async def test_hits_have_fields_and_errors_of_their_own(stock: bool) -> None:
     ]
 
 
+async def test_a_hit_takes_the_errors_of_its_own_fields(stock: bool) -> None:
+    async with DataLoader(Recorder[int, Any](lambda key: key)) as loader:
+        loader.prime_many({1: {"boom": fail, "x": number}, 2: [{"boom": fail}]})
+        root = {"a": lambda _info: loader.load(1), "must": lambda _info: loader.load(2)}
+        result = await execute(
+            "{a{boom x} must{boom} number}", {**root, "number": number}, stock=stock
+        )
+    assert outcome(result) == (
+        {"a": None, "must": None, "number": 1},
+        [("boom", ["a", "boom"]), ("boom", ["must", 0, "boom"])],
+    )
+
+
 @only_3_3
 @on_asyncio
 async def test_hits_can_be_streamed() -> None:
@@ -369,15 +382,42 @@ async def test_a_load_from_a_closed_scope_is_an_error_in_the_response() -> None:
 
 async def test_nothing_that_a_sibling_failed_before_is_left_behind() -> None:
     """A field that fails at once leaves awaitables of others behind, which nobody awaits."""
-
-    def fail_at_once(_info: object) -> int:
-        raise ValueError("boom")
-
     if not IS_3_3:
         pytest.skip("3.2 itself leaves them behind")
     root = {"a": {"x": number, "y": number, "boom": fail_at_once}, "number": number}
     result = await execute("{a{x y boom} number}", root)
     assert outcome(result) == ({"a": None, "number": 1}, [("boom", ["a", "boom"])])
+    await wait_all_tasks_blocked()
+
+
+def fail_at_once(_info: object) -> int:
+    raise ValueError("boom")
+
+
+@only_3_3
+async def test_what_is_gathered_is_not_left_behind_either() -> None:
+    def gathers(info: Any) -> Awaitable[Any]:
+        gathering: Awaitable[Any] = info.async_helpers.gather([number(info), number(info)])
+        return gathering
+
+    result = await execute("{a{x boom}}", {"a": {"x": gathers, "boom": fail_at_once}})
+    assert outcome(result) == ({"a": None}, [("boom", ["a", "boom"])])
+    await wait_all_tasks_blocked()
+
+
+@only_3_3
+async def test_data_of_resolvers_that_are_left_behind_is_left_alone() -> None:
+    """It may contain itself, and what others are going to await."""
+
+    async def resolve(_info: object, data: dict[str, Any] | None = None) -> int:
+        return 1
+
+    data: dict[str, Any] = {"other": number(None)}
+    data["data"] = data
+    item = {"x": lambda info: resolve(info, data), "boom": fail_at_once}
+    result = await execute("{a{x boom}}", {"a": item})
+    assert outcome(result) == ({"a": None}, [("boom", ["a", "boom"])])
+    assert await data["other"] == 1
     await wait_all_tasks_blocked()
 
 
@@ -467,6 +507,29 @@ async def test_a_resolver_cancelled_by_others_is_an_error_and_no_cancellation() 
     assert "was cancelled" in result.errors[0].message
 
 
+@on_asyncio
+@pytest.mark.parametrize("awaits", [False, True])
+async def test_a_resolver_that_cancels_its_own_task_is_an_error(awaits: bool) -> None:
+    import asyncio
+
+    async def cancel(_info: object) -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        if awaits:
+            await checkpoint()
+        return 1
+
+    async def wait(_info: object) -> int:
+        await anyio.sleep(0.01)
+        return 1
+
+    result = await execute("{a{x boom} number}", {"a": {"x": cancel, "boom": wait}, "number": wait})
+    assert result.data == {"a": None, "number": 1}
+    assert [error.path for error in result.errors] == [["a"]]
+    assert "was cancelled" in result.errors[0].message
+
+
 @only_3_3
 @on_asyncio
 async def test_what_is_gathered_and_cancelled_by_others_is_an_error_too() -> None:
@@ -511,6 +574,55 @@ async def test_an_interrupt_comes_out_bare() -> None:
 
     with pytest.raises(Stop):
         await execute("{a{x y} number}", {"a": {"x": stop, "y": number}, "number": number})
+
+
+# --- The schedule that waits for all resolvers ---
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("rounds", range(6))
+async def test_whenever_the_last_resolver_waits_the_batch_leaves_at_once(rounds: int) -> None:
+    async def late(_info: object) -> int:
+        for _ in range(rounds):
+            await checkpoint()
+        return 1
+
+    fetch = Recorder[int, int](lambda key: key)
+    async with DataLoader(fetch, schedule=all_waiting()) as loader:
+        item = {"x": lambda _info: loader.load(1), "y": late}
+        start = anyio.current_time()
+        assert await execute("{a{x y}}", {"a": item}) == ({"a": {"x": 1, "y": 1}}, None)
+        assert anyio.current_time() == start
+
+
+async def test_a_batch_that_always_gets_one_more_key_leaves_nevertheless() -> None:
+    async def produce() -> None:
+        while True:
+            keys.append(len(keys))
+            loader.load(keys[-1])
+            await checkpoint()
+
+    async def load(_info: object) -> int:
+        value = await loader.load(0)
+        loaded.set()
+        return value
+
+    async def wait(_info: object) -> int:
+        await loaded.wait()
+        return 1
+
+    keys: list[int] = []
+    loaded = anyio.Event()
+    fetch = Recorder[int, int](lambda key: key)
+    async with (
+        DataLoader(fetch, schedule=all_waiting()) as loader,
+        anyio.create_task_group() as tg,
+    ):
+        tg.start_soon(produce)
+        with anyio.fail_after(5):
+            result = await execute("{a{x y}}", {"a": {"x": load, "y": wait}})
+            assert result == ({"a": {"x": 0, "y": 1}}, None)
+        tg.cancel_scope.cancel()
 
 
 # --- What is not supported ---

@@ -344,3 +344,12 @@ async def test_a_handle_holds_its_value_and_nothing_of_the_loader(no_collector: 
     assert gone() is None
     assert handle.status is LoadHandle.Status.FINISHED
     assert sorted(data.name for data in watched) == ["key", "value"]
+
+
+async def test_a_loader_that_lives_on_holds_nothing_of_its_task_group(no_collector: None) -> None:
+    async with DataLoader(fetch) as loader:
+        dispatcher: Any = loader._dispatcher
+        gone = weakref.ref(dispatcher._group)
+        await loader.load(Data("key"))
+    await wait_all_tasks_blocked()
+    assert gone() is None

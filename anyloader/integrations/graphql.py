@@ -36,6 +36,7 @@ from graphql import GraphQLError
 
 from .._backend import TrioBackend, running_backend
 from .._handle import LoadHandle, LoadManyHandle
+from ..schedules import DEFAULT_MAX_ROUNDS
 
 if TYPE_CHECKING:
     from .._batch import Batch
@@ -212,6 +213,10 @@ async def _gather(*awaitables: Awaitable[Any], return_exceptions: bool = False) 
             raise failures[0]
         finally:
             failures.clear()  # its traceback holds this frame, which shall not hold it
+    if group.cancel_scope.cancel_called:
+        # asyncio: a task that cancelled itself natively, and then awaited nothing, ends as cancelled.
+        # To its group that is a reason to cancel the others, and no error.
+        raise RuntimeError(_STRAY)
     return results
 
 
@@ -242,13 +247,21 @@ def _is_stray_here() -> bool:
 
 def _discard(value: object) -> None:
     """Close a coroutine that was never started, and those that it would have awaited."""
-    if isinstance(value, CoroutineType):
-        if getcoroutinestate(value) == CORO_CREATED:
-            _discard(list(getcoroutinelocals(value).values()))
-            value.close()
-    elif isinstance(value, (dict, list)):
-        for item in value.values() if isinstance(value, dict) else value:
-            _discard(item)
+    if not isinstance(value, CoroutineType) or getcoroutinestate(value) != CORO_CREATED:
+        return
+    frame: Any = value.cr_frame
+    package = frame.f_globals.get("__name__", "").partition(".")[0]
+    for held in list(getcoroutinelocals(value).values()):
+        _discard(held)
+        # Collections that others hold are data of the program, which may even contain themselves.
+        if package in _COLLECTING and isinstance(held, (dict, list, tuple)):
+            for item in held.values() if isinstance(held, dict) else held:
+                _discard(item)
+    value.close()
+
+
+#: Packages with functions that collect what they are going to await.
+_COLLECTING = ("graphql", __name__.partition(".")[0])
 
 
 # What we ask of handles and batches beyond what is public; nothing else here uses private names of them
@@ -420,15 +433,20 @@ class _AllWaiting:
         hold = self.hold(batch)
         examined = None
         limit = math.inf
-        while True:
+        rounds = 0
+        while not hold.released:
             # As quiescent(), while something may be going on.
             added = batch.added
             for _ in range(2):
+                await checkpoint()
                 if hold.released:
                     return
-                await checkpoint()
             if batch.added != added:
+                rounds += 2
+                if rounds >= DEFAULT_MAX_ROUNDS:
+                    return
                 continue
+            rounds = 0
             if added != examined:
                 examined = added
                 units = sum(operation.batches[batch] for operation in hold.operations)
@@ -487,7 +505,9 @@ class AnyioExecutor(_Stock):
     groups and whatever else runs on the backend. Errors are reported as graphql-core reports them.
 
     **Cancellation.** Where a field that must not be null fails, its siblings are cancelled and have
-    ended before the error goes on; loads they awaited go on for everybody else. If the operation is
+    ended before the error goes on; loads they awaited go on for everybody else. (Where it fails before
+    anything was awaited, its siblings were not started. With 3.3 they are under asyncio, as ever, and
+    run on in the background; otherwise they never are.) If the operation is
     cancelled, its resolvers are, and have ended. A resolver that is cancelled for no such reason, as
     by awaiting what somebody else cancelled, fails with a ``RuntimeError``, as any other error of a
     field (with 3.2, of the selection around the field).
@@ -560,7 +580,19 @@ class AnyioExecutor(_Stock):
                 return super().complete_awaitable_value(*rest, result, position_context)
             # A hit of a field. There is nothing to wait for, so no task is needed that would wait.
             try:
-                return self.complete_value(*rest, result.return_value, position_context)
+                completed = self.complete_value(*rest, result.return_value, position_context)
+            except Exception as exc:
+                self.handle_field_error(exc, return_type, field_details_list, path)
+                return None
+            if self.is_awaitable(completed):
+                return self._await_completed(completed, return_type, field_details_list, path)
+            return completed
+
+        async def _await_completed(
+            self, completed: Any, return_type: Any, field_details_list: Any, path: Any
+        ) -> Any:
+            try:
+                return await completed
             except Exception as exc:
                 self.handle_field_error(exc, return_type, field_details_list, path)
                 return None
