@@ -653,3 +653,34 @@ async def test_handles_of_a_load_many_know_their_keys() -> None:
 async def test_a_scope_without_loaders_has_statistics_of_nothing() -> None:
     async with LoaderScope() as scope:
         assert scope.statistics() == LoaderStatistics()
+
+
+@pytest.mark.only_on("asyncio")
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 does not count cancellations")
+async def test_a_task_whose_block_was_ended_by_a_batch_function_is_not_cancelled_any_more() -> None:
+    async def fetch(keys: list[int]) -> list[int]:
+        raise Exit
+
+    with pytest.raises(Exit):
+        async with DataLoader(fetch) as loader:
+            loader.load(1)
+            await anyio.sleep_forever()
+    task: Any = asyncio.current_task()
+    assert task.cancelling() == 0
+
+
+async def test_a_handle_that_was_primed_while_queued_stays_in_the_cache() -> None:
+    async with DataLoader(Recorder[int, int](abs)) as loader:
+        load = loader.load(1)
+        assert loader.prime(1, 10, force=True).peek(1) is load
+        assert await load == 10
+
+
+async def test_a_batch_that_nobody_wants_at_its_seal_asks_for_no_token() -> None:
+    limiter = anyio.CapacityLimiter(1)
+    async with DataLoader(Recorder[int, int](abs), limiter=limiter) as loader, limiter:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await loader.load(1)
+        await wait_all_tasks_blocked()
+        assert limiter.statistics().tasks_waiting == 0
