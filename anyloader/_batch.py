@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from ._backend import Waiters, wake_all
 from ._cache import ValueCache
 from ._errors import LoadCancelledError, LoadDeadlockError
-from ._handle import Failure, LoadHandle, LoadManyHandle, failure_of, running_batch
+from ._handle import Failure, LoadHandle, LoadManyHandle, outcome_of, running_batch
 from ._results import ResultRules, aligned, excerpt, on_missing_value, wrong_result
 from .hooks import BatchCancelled, BatchFailed, BatchFinished, BatchSealed, Hooks
 
@@ -94,7 +94,7 @@ class BatchRules(ResultRules, Protocol):
 
     def batch_load_fn(self, keys: list[Any], /) -> Any: ...
 
-    def _keeps_error(self, error: Exception) -> bool: ...
+    def _keeps_error(self, error: Any) -> bool: ...
 
     def _evict(self, pairs: Iterable[tuple[Any, LoadHandle[Any]]]) -> None: ...
 
@@ -331,7 +331,7 @@ class Batch:
         if self.rules._hooks is not None:
             size = len(self.entries)
             self.rules._hooks(BatchSealed(self.name, self.number, reason, size))
-        if not self.entries:
+        if not self.entries and self.state is SEALED:  # a hook may have ended it
             self.state = _DROP[self.state]
             self._after_settling()
 
@@ -413,14 +413,16 @@ class Batch:
         values: Any = result
         if type(result) is not list or len(result) != len(self.keys_):
             values = aligned(self.rules, self.keys_, result)
+        errors = 0
+        for kind in set(map(type, values)):
+            if issubclass(kind, Exception):
+                values = list(map(outcome_of, values))
+                errors = sum(type(value) is Failure for value in values)
+                break
         self.state = _SETTLE[self.state]
         followers = self._followers
         waiting: list[Any] = []
-        errors = 0
         for entry, value in zip(self.entries, values):
-            if isinstance(value, Exception):
-                errors += 1
-                value = failure_of(value)
             entry._value = value
             entry._batch = None
             waiters = entry._waiters
@@ -435,13 +437,7 @@ class Batch:
                     self._settle_handle(follower, value)
         if waiting:
             self.backend.wake(waiting)
-        if errors:
-            for cache_key, entry in zip(self.cache_keys, self.entries):
-                if type(entry._value) is Failure:
-                    self._consider_error(cache_key, entry, entry._value.exception)
-        self._after_settling()
-        if self.rules._hooks is not None:
-            self.rules._hooks(BatchFinished(self.name, self.number, errors))
+        self._finish(zip(self.cache_keys, self.entries) if errors else (), errors)
 
     def settle_some(self, found: Iterable[tuple[Any, LoadHandle[Any]]]) -> None:
         """Settle some entries by values from elsewhere; the others remain for the function."""
@@ -452,9 +448,7 @@ class Batch:
         self._sift(abandoned_too=False)
         if not self.entries:
             self.state = _SETTLE[self.state]
-            self._after_settling()
-            if self.rules._hooks is not None:
-                self.rules._hooks(BatchFinished(self.name, self.number, 0))
+            self._finish((), 0)
         elif not self.live:
             self.cancel("all its loads were given up or answered otherwise", None)
 
@@ -484,20 +478,35 @@ class Batch:
             )
         if entry._batch is None:
             raise wrong_result(rules, self.keys_, f"yielded {excerpt(key)} twice")
-        self._settle_entry_by_value(cache_key, entry, value)
+        self._settle_entry(entry, outcome_of(value))
+        self._consider_outcome(cache_key, entry)
         wake_all(self.backend, self.watchers)
         self.dispatcher.reconsider()
+        if not self.live and any(entry._batch is not None for entry in index.values()):
+            self.cancel("all its loads were given up or answered otherwise", None)
 
     def settle_rest(self) -> None:
         """The stream has ended: what it did not give is missing."""
-        errors = sum(type(e._value) is Failure for e in self.entries if e._batch is None)
+        index = self._index or {}
+        # All that runs code of the user comes before anything changes.
+        rest = [
+            (cache_key, entry, outcome_of(on_missing_value(self.rules, entry._key)))
+            for cache_key, entry in index.items()
+            if entry._batch is not None
+        ]
         self.state = _SETTLE[self.state]
-        for key, entry in zip(self.keys_, self.entries):
-            if entry._batch is not None:
-                value = on_missing_value(self.rules, key)
-                errors += isinstance(value, Exception)
-                self._settle_entry_by_value(self.rules._cache_key(key), entry, value)
-        self._after_settling()
+        for _, entry, outcome in rest:
+            self._settle_entry(entry, outcome)
+        errors = sum(type(entry._value) is Failure for entry in index.values())
+        self._finish([(cache_key, entry) for cache_key, entry, _ in rest], errors)
+
+    def _finish(self, settled: Iterable[tuple[Any, LoadHandle[Any]]], errors: int) -> None:
+        """End a batch that gave its result; its errors among ``settled`` may not be cached."""
+        try:
+            for cache_key, entry in settled:
+                self._consider_outcome(cache_key, entry)
+        finally:  # a predicate may raise a KeyboardInterrupt, or the like
+            self._after_settling()
         if self.rules._hooks is not None:
             self.rules._hooks(BatchFinished(self.name, self.number, errors))
 
@@ -544,15 +553,9 @@ class Batch:
         self.rules._batch_left(self)
         self._after_settling()
 
-    def _settle_entry_by_value(self, cache_key: Any, entry: LoadHandle[Any], value: Any) -> None:
-        if isinstance(value, Exception):
-            self._settle_entry(entry, failure_of(value))
-            self._consider_error(cache_key, entry, value)
-        else:
-            self._settle_entry(entry, value)
-
-    def _consider_error(self, cache_key: Any, entry: LoadHandle[Any], error: Any) -> None:
-        if not self.rules._keeps_error(error):
+    def _consider_outcome(self, cache_key: Any, entry: LoadHandle[Any]) -> None:
+        outcome: Any = entry._value
+        if type(outcome) is Failure and not self.rules._keeps_error(outcome.exception):
             # Among the followers may be an entry of its own: cleared and loaded again while queued.
             same = (entry, *(self._followers or {}).get(entry, ()))
             self.rules._evict((cache_key, handle) for handle in same)
@@ -568,6 +571,8 @@ class Batch:
         handle._value = outcome
         handle._batch = None
         waiters = handle._waiters
+        if waiters or waiters is None:
+            self.live -= 1
         if waiters:
             self.backend.wake(waiters if type(waiters) is dict else (waiters,))
         handle._waiters = None

@@ -200,8 +200,11 @@ class Dispatcher:
 
         While its scope is being left a batch does not wait for a window, an event or a dispatch.
 
-        :raises LoaderClosedError: if the task group takes no more tasks; the batch is void then
+        :raises LoaderClosedError: if the task group takes no more tasks, or a hook has just ended
+            the scope; the batch is void then
         """
+        if self.state is CLOSED:
+            raise LoaderClosedError(_closed(batch.name))
         if self.state is CLOSING and not isinstance(batch.schedule, Polling):
             batch.schedule = _WHILE_LEAVING
         if not isinstance(batch.schedule, Manual):
@@ -231,6 +234,16 @@ class Dispatcher:
             raise LoaderClosedError(_closed(batch.name)) from exc
         finally:
             self._starting = False
+
+    def seal(self, batch: Batch, reason: str) -> None:
+        """
+        Let a batch leave, which has had no task yet if its schedule is manual.
+
+        :raises LoaderClosedError: if the task group takes no more tasks; the batch has failed then
+        """
+        batch.seal(reason)
+        if batch.worker_scope is None and not batch.is_done:
+            self.send_or_fail(batch)
 
     def send_or_fail(self, batch: Batch) -> None:
         """As :meth:`send`; where that is refused, nobody is left waiting."""
@@ -440,10 +453,7 @@ class Dispatcher:
     async def _drain(self) -> None:
         for batch in self._wanted():
             if batch.is_open:
-                has_task = batch.worker_scope is not None
-                batch.seal("close")
-                if not has_task:
-                    self.send(batch)
+                self.seal(batch, "close")
         while self._outstanding or self._storing:
             wanted = self._wanted()
             for batch in list(self._outstanding):

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ._backend import Backend
     from ._batch import Batch
 
-__all__ = ("NOBODY", "Failure", "LoadHandle", "LoadManyHandle", "running_batch")
+__all__ = ("NOBODY", "Failure", "LoadHandle", "LoadManyHandle", "outcome_of", "running_batch")
 
 V = TypeVar("V")
 V_co = TypeVar("V_co", covariant=True)
@@ -62,19 +62,21 @@ class Failure:
         return self.exception.with_traceback(self.traceback)
 
 
-def failure_of(error: Exception) -> Failure:
+def outcome_of(value: Any) -> Any:
     """
-    Return the failure for an error that was returned, or primed, as a value.
+    Return what was returned, or primed, as a value: itself, or for an error its :class:`Failure`.
 
-    The same object may have been raised to waiters before, which has put their frames, and ours, on
+    The same error may have been raised to waiters before, which has put their frames, and ours, on
     top of its traceback. What counts is below these.
     """
-    traceback = tb = error.__traceback__
+    if not issubclass(type(value), Exception):  # isinstance would make a lazy proxy load
+        return value
+    traceback = tb = value.__traceback__
     while tb is not None:
         if tb.tb_frame.f_code in _OUR_AWAITS:
             traceback = tb.tb_next
         tb = tb.tb_next
-    return Failure(error, traceback)
+    return Failure(value, traceback)
 
 
 def check_place(batch: Batch) -> None:
@@ -274,6 +276,8 @@ class LoadHandle(_Driven[V_co]):
                         yield waiter
                     else:
                         yield from waiter
+                    if self._batch is not None:
+                        raise RuntimeError("a load was resumed before it settled")
                 except BaseException:
                     # Whatever ended it, this await is over without an outcome.
                     if self._batch is not None:

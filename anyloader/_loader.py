@@ -24,7 +24,7 @@ from ._batch import Batch, new_handle
 from ._cache import ValueCache, evict, unhashable
 from ._dispatcher import Dispatcher, ambient
 from ._errors import LoaderNotOpenError
-from ._handle import NOBODY, Failure, LoadHandle, LoadManyHandle, failure_of, running_batch
+from ._handle import NOBODY, Failure, LoadHandle, LoadManyHandle, outcome_of, running_batch
 from ._results import log_exception
 from ._statistics import LoaderStatistics
 from .hooks import BatchOpened, Hook, Hooks, LoadHit, LoadQueued, watches
@@ -448,6 +448,7 @@ class DataLoader(Generic[K, V]):
             raise TypeError(f"{self.name}.load() takes a key, not None")
         cache = self._cache
         cache_key: Any = key
+        entry: LoadHandle[V] | None = None
         if cache is not None:
             if self._keyed:
                 cache_key = self._cache_key(key)
@@ -456,22 +457,23 @@ class DataLoader(Generic[K, V]):
             except TypeError:
                 self._refuse_unhashable(key, cache_key)
                 raise
-            if entry is not None:
-                batch = entry._batch
-                if self._hooks is not None:
-                    self._tell_load(key, batch, shared=True)
-                if batch is not None:
-                    self._shared += 1
-                    return batch.share(entry, key)
-                self._hits += 1
-                if self.defer_hits and self._open is not None:
-                    return self._open.defer(entry, None)
-                return entry
         elif self._deduplicates:
             cache_key = self._cache_key(key)
-            entry = self._duplicate(key, cache_key)
-            if entry is not None:
-                return cast(Batch, self._open).share(entry, key)
+            self._refuse_unhashable(key, cache_key)
+            entry = None if self._open is None else self._open.find(cache_key)
+        if entry is not None:
+            batch = entry._batch
+            if batch is not None:
+                self._shared += 1
+                entry = batch.share(entry, key)
+            else:
+                self._hits += 1
+                if self.defer_hits and self._open is not None:
+                    entry = self._open.defer(entry, None)
+            # Last, as a hook may settle the entry, or send its batch.
+            if self._hooks is not None:
+                self._tell_load(key, batch, shared=True)
+            return entry
         batch = self._open
         if batch is None:
             batch = self._open_batch()
@@ -491,21 +493,19 @@ class DataLoader(Generic[K, V]):
         if _running_batch() is not None:
             batch.note_origin()
         if self._hooks is not None:
-            self._tell_load(key, batch, shared=False)
-        if self._most is not None and batch.size >= self._most:
+            self._key_added(key, batch)
+        elif self._most is not None and batch.size >= self._most:
             self._seal(batch, "full")
         return new
 
-    def _duplicate(self, key: K, cache_key: Any) -> LoadHandle[V] | None:
-        """With the cache off: return what the open batch has for this key already, and count it."""
-        self._refuse_unhashable(key, cache_key)
-        batch = self._open
-        entry = None if batch is None else batch.find(cache_key)
-        if entry is not None:
-            self._shared += 1
-            if self._hooks is not None:
-                self._tell_load(key, batch, shared=True)
-        return entry
+    def _key_added(self, key: K, batch: Batch) -> None:
+        full = self._most is not None and batch.size >= self._most
+        if self._hooks is not None:
+            if full:
+                self._batch_left(batch)  # first, as a hook may load
+            self._tell_load(key, batch, shared=False)
+        if full:
+            self._seal(batch, "full")
 
     def _tell_load(self, key: K, batch: Batch | None, *, shared: bool) -> None:
         hooks = cast(Hooks, self._hooks)
@@ -524,14 +524,13 @@ class DataLoader(Generic[K, V]):
         self._open = batch
         if self._hooks is not None:
             self._hooks(BatchOpened(self.name, batch.number))
+            if not batch.is_open:  # the hook has filled it, sent it or ended its scope
+                return self._open or self._open_batch()
         return batch
 
     def _seal(self, batch: Batch, reason: str) -> None:
-        if not batch.is_open:
-            return  # a hook that heard of its last key has dispatched it
-        batch.seal(reason)
-        if batch.worker_scope is None:
-            cast(Dispatcher, self._dispatcher).send_or_fail(batch)
+        if batch.is_open:  # no hook that heard of its last key has dispatched it
+            batch.dispatcher.seal(batch, reason)
 
     def load_many(self, keys: Iterable[K], *, return_exceptions: bool = False) -> LoadManyHandle[V]:
         """
@@ -555,39 +554,39 @@ class DataLoader(Generic[K, V]):
         if any(map(operator.is_, keys, repeat(None))):
             raise TypeError(f"{self.name}.load_many() takes keys, and one of them is None")
         cache_keys: list[Any] = keys
-        if self._cache is None:
-            if self._deduplicates:
-                for key in keys:
-                    self._refuse_unhashable(key, self._cache_key(key))
-        elif self._keyed:
+        if self._keyed or self._deduplicates:
             cache_keys = [self._cache_key(key) for key in keys]
         many = LoadManyHandle[V](return_exceptions)
         if self._cache is None:
-            self._load_many_uncached(keys, many)
+            self._load_many_uncached(keys, cache_keys, many)
         else:
             self._load_many_cached(keys, cache_keys, self._cache, many)
         return many
 
-    def _load_many_uncached(self, keys: list[K], many: LoadManyHandle[V]) -> None:
-        for key in keys:
-            cache_key = self._cache_key(key) if self._deduplicates else None
-            entry = self._duplicate(key, cache_key) if self._deduplicates else None
+    def _load_many_uncached(
+        self, keys: list[K], cache_keys: list[Any], many: LoadManyHandle[V]
+    ) -> None:
+        if self._deduplicates:
+            for key, cache_key in zip(keys, cache_keys):
+                self._refuse_unhashable(key, cache_key)
+        for key, cache_key in zip(keys, cache_keys):
             batch = self._open or self._open_batch()
             batch.join(many)
-            if entry is not None:
+            entry = batch.find(cache_key) if self._deduplicates else None
+            if entry is None:
+                entry = new_handle(key, batch, NOBODY)
+                if self._deduplicates:
+                    batch.remember(cache_key, entry)
+                batch.keys_.append(key)
+                batch.entries.append(entry)
+                # First, as the seal drops what is in no handle that somebody wants.
                 many._handles.append(entry)
-                continue
-            entry = new_handle(key, batch, NOBODY)
-            # Now, as the seal drops what is in no handle that somebody wants.
-            many._handles.append(entry)
-            if self._deduplicates:
-                batch.remember(cache_key, entry)
-            batch.keys_.append(key)
-            batch.entries.append(entry)
-            if self._hooks is not None:
-                self._tell_load(key, batch, shared=False)
-            if self._most is not None and batch.size >= self._most:
-                self._seal(batch, "full")
+                self._key_added(key, batch)
+            else:
+                many._handles.append(entry)
+                self._shared += 1
+                if self._hooks is not None:
+                    self._tell_load(key, batch, shared=True)
 
     def _load_many_cached(
         self,
@@ -616,8 +615,8 @@ class DataLoader(Generic[K, V]):
         batch: Batch | None = None
         batch_keys: list[K] = []
         entries: list[LoadHandle[V]] = []
-        touched: list[tuple[Batch, int]] = []
-        room = shared = misses = 0
+        added: list[LoadHandle[V]] = []
+        room = shared = 0
         for key, cache_key, entry in zip(keys, cache_keys, found):
             if entry is None:
                 entry = get(cache_key)  # it may have come earlier in this very call
@@ -625,7 +624,6 @@ class DataLoader(Generic[K, V]):
                 if batch is None:
                     batch = self._open or self._open_batch()
                     batch.join(many)
-                    touched.append((batch, len(batch.entries)))
                     batch_keys, entries = batch.keys_, batch.entries
                     room = -1 if self._most is None else self._most - batch.size
                 entry = new(LoadHandle)
@@ -635,29 +633,23 @@ class DataLoader(Generic[K, V]):
                 try:
                     cache[cache_key] = entry
                 except BaseException as exc:
-                    self._undo(touched, many, exc)
+                    self._undo(cache_keys, added, many, exc)
                     raise
                 handles.append(entry)
                 batch_keys.append(key)
                 if self._keyed:
                     batch.cache_keys.append(cache_key)
                 entries.append(entry)
-                misses += 1
-                if self._hooks is not None:
-                    self._tell_load(key, batch, shared=False)
-                    if not batch.is_open:  # the hook has dispatched it
-                        batch = None
-                        continue
+                added.append(entry)
                 room -= 1
-                if not room:
+                if self._hooks is not None:
+                    self._key_added(key, batch)
+                    batch = None  # the hook may have sent it, or put keys into it
+                elif not room:
                     self._seal(batch, "full")
                     batch = None
                 continue
             pending = entry._batch
-            if self._hooks is not None:
-                self._tell_load(key, pending, shared=True)
-                if batch is not None and not batch.is_open:
-                    batch = None
             if pending is not None:
                 shared += 1
                 if pending is not batch:
@@ -666,8 +658,11 @@ class DataLoader(Generic[K, V]):
                 entry = self._open.defer(entry, NOBODY)
                 many._batches[self._open] = None
             handles.append(entry)
+            if self._hooks is not None:
+                self._tell_load(key, pending, shared=True)
+                batch = None  # as above
         self._shared += shared
-        self._hits += len(keys) - misses - shared
+        self._hits += len(keys) - len(added) - shared
 
     def _can_take_all_at_once(self, keys: list[K]) -> bool:
         """Whether each of these new keys is there once, and nobody wants to hear of each."""
@@ -693,14 +688,20 @@ class DataLoader(Generic[K, V]):
         batch.entries += handles
 
     def _undo(
-        self, touched: list[tuple[Batch, int]], many: LoadManyHandle[V], exc: BaseException
+        self,
+        cache_keys: list[Any],
+        added: list[LoadHandle[V]],
+        many: LoadManyHandle[V],
+        exc: BaseException,
     ) -> None:
         """Take back what a load_many has queued before the cache refused one of its keys."""
-        for batch, first in touched:
-            new = list(zip(batch.cache_keys, batch.entries))[first:]
-            self._evict(new)
-            for _, entry in new:
-                batch.take_out(entry, Failure(exc, None))
+        new = set(added)
+        self._evict(pair for pair in zip(cache_keys, many._handles) if pair[1] in new)
+        many._awaits = 0  # nobody will ever have it
+        for entry in added:
+            if entry._batch is not None:  # a hook may have settled it
+                entry._batch.take_out(entry, Failure(exc, None))
+        for batch in many._batches:
             if not batch.is_done:
                 batch.give_up(many)
 
@@ -805,9 +806,7 @@ class DataLoader(Generic[K, V]):
         entry = cache.get(cache_key)
         if entry is not None and not force:
             return self
-        outcome: Any = value
-        if isinstance(value, Exception):
-            outcome = failure_of(value)
+        outcome = outcome_of(value)
         if entry is None or entry._batch is None or not entry._batch.take_out(entry, outcome):
             entry = new_handle(key, None)
             entry._value = outcome

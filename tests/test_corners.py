@@ -18,9 +18,11 @@ from anyloader import (
     LoaderScope,
     LoaderStatistics,
     LoadHandle,
+    in_thread,
     schedules,
 )
-from anyloader.hooks import BatchCancelled, BatchOpened, ValueCacheFailed
+from anyloader.hooks import BatchCancelled, BatchOpened, LoadHit, ValueCacheFailed
+from anyloader.testing import max_batches
 from support import Recorder, wait_all_tasks_blocked
 
 pytestmark = pytest.mark.anyio
@@ -348,7 +350,8 @@ async def test_a_hook_may_load() -> None:
 
 
 @pytest.mark.virtual_time
-async def test_a_shared_load_that_a_batch_function_awaits_later_keeps_its_batch() -> None:
+@pytest.mark.parametrize("many", [False, True], ids=["load", "load_many"])
+async def test_a_shared_load_that_a_batch_function_awaits_later_keeps_its_batch(many: bool) -> None:
     """The scope is left meanwhile, and nobody awaits that batch right then."""
 
     async def slow(keys: list[int]) -> list[int]:
@@ -356,10 +359,11 @@ async def test_a_shared_load_that_a_batch_function_awaits_later_keeps_its_batch(
         return keys
 
     async def outer(keys: list[int]) -> list[int]:
-        load = inner.load(1)
+        load: Any = inner.load_many([1]) if many else inner.load(1)
         shared.set()
         await anyio.sleep(1)
-        return [await load]
+        await load
+        return [1]
 
     shared = anyio.Event()
     results: list[int] = []
@@ -684,3 +688,283 @@ async def test_a_batch_that_nobody_wants_at_its_seal_asks_for_no_token() -> None
             await loader.load(1)
         await wait_all_tasks_blocked()
         assert limiter.statistics().tasks_waiting == 0
+
+
+async def test_a_loader_keeps_its_own_hooks_after_a_block_that_counted_its_batches() -> None:
+    told: list[object] = []
+    async with DataLoader(Recorder[int, int](abs), hooks=[told.append]) as loader:
+        with max_batches(1):
+            await loader.load(1)
+        told.clear()
+        await loader.load(1)
+    assert told == [LoadHit(loader.name, 1)]
+
+
+class Gated:
+    """A value cache that has the key 1, and tells so when the gate is open."""
+
+    def __init__(self) -> None:
+        self.gate = anyio.Event()
+        self.asked: list[list[int]] = []
+
+    async def get_many(self, keys: Any) -> Any:
+        self.asked.append(list(keys))
+        await self.gate.wait()
+        return {key: 100 for key in keys if key == 1}
+
+    async def set_many(self, items: Any) -> None:
+        pass
+
+    async def delete_many(self, keys: Any) -> None:
+        pass
+
+
+async def test_leaving_does_not_wait_for_a_batch_when_the_value_cache_gave_what_was_awaited() -> (
+    None
+):
+    values = Gated()
+    got: list[int] = []
+
+    async def wait_for(load: LoadHandle[int]) -> None:
+        got.append(await load)
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tg:
+            recorder = Recorder[int, int](abs, gate=anyio.Event())
+            async with DataLoader(recorder, value_cache=values) as loader:
+                tg.start_soon(wait_for, loader.load(1))
+                loader.load(2)
+                await wait_all_tasks_blocked()
+                tg.start_soon(set_later, values.gate)
+    assert got == [100]
+
+
+async def set_later(event: anyio.Event) -> None:
+    await wait_all_tasks_blocked()
+    event.set()
+
+
+async def test_a_value_cache_is_not_asked_for_nothing() -> None:
+    values = Gated()
+    values.gate.set()
+    async with DataLoader(Recorder[int, int](abs), value_cache=values) as loader:
+        load = loader.load(1)
+        loader.clear(1)
+        assert await load == 1
+    assert values.asked == []
+
+
+async def test_load_many_says_what_it_takes() -> None:
+    async with DataLoader(Recorder[int, int](abs)) as loader:
+        keys: Any = 5
+        with pytest.raises(TypeError, match="takes an iterable of keys, not 5"):
+            loader.load_many(keys)
+
+
+async def test_throw_keeps_the_traceback_that_it_is_given() -> None:
+    try:
+        raise ValueError
+    except ValueError as exc:
+        given = exc.__traceback__
+    async with DataLoader(Recorder[int, int](abs)) as loader:
+        await loader.load(1)
+        for arguments in (ValueError, ValueError(), given), (ValueError().with_traceback(given),):
+            with pytest.raises(ValueError) as caught:
+                loader.load(1).throw(*arguments)
+            traceback = caught.tb
+            while traceback.tb_next is not None:
+                traceback = traceback.tb_next
+            assert traceback is given
+
+
+async def test_a_load_many_settles_by_a_key_that_is_primed() -> None:
+    got: list[list[int]] = []
+
+    async def wait_for(many: Any) -> None:
+        got.append(await many)
+
+    recorder = Recorder[int, int](abs)
+    async with DataLoader(recorder, schedule=schedules.manual()) as loader:
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(wait_for, loader.load_many([1]))
+            loader.load(2)
+            await wait_all_tasks_blocked()
+            loader.prime(1, 10, force=True)
+            await wait_all_tasks_blocked()
+            assert got == [[10]]
+
+
+async def test_a_load_many_that_was_given_up_at_the_seal_can_be_wanted_again() -> None:
+    gate = anyio.Event()
+    recorder = Recorder[int, int](abs, gate=gate)
+
+    async def give_up(load: Any) -> None:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await load
+
+    async with DataLoader(recorder) as loader:
+        many, other, third = loader.load_many([1]), loader.load(1), loader.load(2)
+        await give_up(many)
+        await give_up(third)  # which leaves the batch at the seal
+        await wait_all_tasks_blocked()
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(lambda: many)
+            await wait_all_tasks_blocked()
+            await give_up(other)
+            gate.set()
+        assert await many == [1]
+
+
+@pytest.mark.only_on("asyncio")
+async def test_a_full_batch_passes_no_more_rounds() -> None:
+    async def rounds_until_called(schedule: schedules.Schedule) -> int:
+        recorder = Recorder[int, int](abs)
+        async with DataLoader(recorder, max_batch_size=2, schedule=schedule) as loader:
+            loader.load(1)
+            await anyio.lowlevel.checkpoint()
+            loader.load(2)
+            rounds = 0
+            while not recorder.calls:
+                await anyio.lowlevel.checkpoint()
+                rounds += 1
+        return rounds
+
+    assert await rounds_until_called(schedules.quiescent()) == 1
+    assert await rounds_until_called(schedules.rounds(50)) == 1
+
+
+async def test_a_function_that_swallows_its_cancellation_costs_no_later_batch() -> None:
+    async def fetch(keys: list[int]) -> list[int]:
+        if keys == [0]:
+            try:
+                await anyio.sleep_forever()
+            except BaseException:
+                pass
+        return keys
+
+    async with DataLoader(fetch, max_batch_size=1) as loader:
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(loader.load(0).wait)
+            await wait_all_tasks_blocked()
+            tg.cancel_scope.cancel()
+        loads = []
+        for key in range(1, 20):
+            loads.append(loader.load(key))
+            await anyio.lowlevel.checkpoint()
+        assert [await load for load in loads] == list(range(1, 20))
+
+
+async def test_a_generator_that_gives_too_little_is_counted() -> None:
+    async def fetch(keys: list[int]) -> Iterator[int]:
+        return iter(keys[1:])
+
+    async with DataLoader(fetch) as loader:
+        with pytest.raises(BatchResultError, match="returned 1 values for 2 keys"):
+            await loader.load_many([1, 2])
+
+
+async def test_with_the_cache_off_a_cache_key_is_of_no_use_to_a_batch() -> None:
+    async with DataLoader(Recorder[int, int](abs), cache=False, get_cache_key=str) as loader:
+        first, second = loader.load(-1), loader.load(-2)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await first
+        assert await second == 2
+
+
+async def test_a_loader_whose_block_has_ended_can_be_primed_in_a_scope() -> None:
+    async with LoaderScope():
+        async with DataLoader(Recorder[int, int](abs)) as loader:
+            pass
+        handle = loader.prime(1, 10).peek(1)
+        assert handle is not None
+        assert await handle == 10
+
+
+async def test_leaving_hears_of_a_key_that_is_primed_meanwhile() -> None:
+    limiter = anyio.CapacityLimiter(1)
+    recorder = Recorder[int, int](abs)
+    got: list[int] = []
+
+    async def wait_for(load: LoadHandle[int]) -> None:
+        got.append(await load)
+
+    async def prime_later(loader: DataLoader[int, int]) -> None:
+        await wait_all_tasks_blocked()
+        loader.prime(1, 10, force=True)
+
+    with anyio.fail_after(5):
+        async with limiter, anyio.create_task_group() as tg:
+            async with DataLoader(recorder, limiter=limiter) as loader:
+                tg.start_soon(wait_for, loader.load(1))
+                loader.load(2)
+                await wait_all_tasks_blocked()
+                tg.start_soon(prime_later, loader)
+    assert got == [10]
+    assert recorder.calls == []
+
+
+@pytest.mark.only_on("asyncio")
+async def test_a_task_can_drive_a_handle_once_more_after_an_error() -> None:
+    async with DataLoader(Recorder[int, int](abs)) as loader:
+        handle = loader.load(-1)
+        handle.send(None)
+        with pytest.raises(ValueError):
+            handle.throw(ValueError())
+        handle.send(None)
+        await wait_all_tasks_blocked()
+        with pytest.raises(StopIteration) as stop:
+            handle.send(None)
+        assert stop.value.value == 1
+
+
+def test_a_function_in_a_thread_keeps_its_name() -> None:
+    def blocking(keys: list[int]) -> list[int]:
+        return keys
+
+    function: Any = in_thread(blocking)
+    assert function.__name__ == "blocking"
+    assert DataLoader(function).name.endswith("blocking")
+
+
+async def test_a_scope_forgets_nothing_for_another_thread() -> None:
+    async with LoaderScope() as scope:
+        loader = scope.get(Recorder[int, int](abs))
+        await loader.load(1)
+        with pytest.raises(RuntimeError, match="another thread"):
+            await anyio.to_thread.run_sync(scope.clear_all)
+        assert loader.peek(1) is not None
+
+
+@pytest.mark.virtual_time
+async def test_a_batch_is_kept_for_the_sake_of_one_that_is_kept_for_another() -> None:
+    """The last of the three was opened first."""
+
+    async def fetch_c(keys: list[int]) -> list[int]:
+        await anyio.sleep(3)
+        return keys
+
+    async def fetch_b(keys: list[int]) -> list[int]:
+        load = c.load(1)
+        await anyio.sleep(2)
+        return [await load]
+
+    async def fetch_a(keys: list[int]) -> list[int]:
+        load = b.load(1)
+        await anyio.sleep(1)
+        return [await load]
+
+    got: list[int] = []
+
+    async def wait_for(load: LoadHandle[int]) -> None:
+        got.append(await load)
+
+    async with anyio.create_task_group() as tg:
+        async with LoaderScope() as scope:
+            a, b, c = scope.get(fetch_a), scope.get(fetch_b), scope.get(fetch_c)
+            c.load(1)
+            b.load(1)
+            tg.start_soon(wait_for, a.load(1))
+            await wait_all_tasks_blocked()
+    assert got == [1]

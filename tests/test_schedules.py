@@ -409,7 +409,6 @@ AnyLoader: Any = DataLoader
         (lambda: schedules.window(math.inf), ValueError, "seconds .* not inf"),
         (lambda: untyped.window("1"), TypeError, "seconds .* number, not '1'"),
         (lambda: schedules.window(True), TypeError, "seconds .* number, not True"),
-        (lambda: AnyLoader(double, schedule=None), TypeError, "schedule .* function, not None"),
         (lambda: AnyLoader(double, schedule=5), TypeError, "schedule .* function, not 5"),
     ],
 )
