@@ -482,8 +482,6 @@ class Batch:
         self._consider_outcome(cache_key, entry)
         wake_all(self.backend, self.watchers)
         self.dispatcher.reconsider()
-        if not self.live and any(entry._batch is not None for entry in index.values()):
-            self.cancel("all its loads were given up or answered otherwise", None)
 
     def settle_rest(self) -> None:
         """The stream has ended: what it did not give is missing."""
@@ -571,8 +569,6 @@ class Batch:
         handle._value = outcome
         handle._batch = None
         waiters = handle._waiters
-        if waiters or waiters is None:
-            self.live -= 1
         if waiters:
             self.backend.wake(waiters if type(waiters) is dict else (waiters,))
         handle._waiters = None

@@ -1,15 +1,17 @@
 """Breaks the core in small ways, one at a time, and looks whether a test notices.
 
-``python tests/mutate.py`` tries all mutants, ``--sample 200`` that many of them, chosen by ``--seed``;
-``--results FILE`` keeps what was found, and goes on from there: a mutant is tried again only if
-its function has changed, or ``--again``, to see whether a survivor is killed now. What survives is
-listed, and the exit status is 1 if ``surviving_mutants.txt`` has no reason for one of them.
+``python tests/mutate.py`` tries all mutants, ``--sample 200`` that many of them, chosen by ``--seed``.
+``--results FILE`` keeps what was found, and goes on from there: a mutant is tried once more if its
+function has changed or, with ``--again``, if it survived for no reason that is known.
+``surviving_mutants.txt`` has the reasons; the exit status is 1 if a survivor is not in there.
 
 Everything happens in a copy, inside one pytest session that has collected the tests. They run once
 under coverage, which tells what tests execute what line. For each mutant the session then forks; the
 child gives the function its broken code and runs the tests that come by that line, until one fails:
-those first that have killed others of the module. What happens at import (class attributes, defaults, tables) cannot be
-put in place like this; such a mutant is a file in a copy of its own, for a pytest of its own.
+those first that have killed others of the module. What happens at import (class attributes,
+defaults, tables) cannot be put in place like this; such a mutant is a file in a copy of its own, for
+a pytest of its own, and so is one that survives in a function which has run at import. Before all
+this one function of each module is put in place as it is: no test may fail by what is done here.
 
 It is a script of our own because mutmut calls every function through a wrapper, whose frames stand in
 each traceback: the tests of tracebacks fail before the first mutant is made. And cosmic-ray starts
@@ -35,7 +37,6 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
@@ -47,7 +48,7 @@ from coverage import Coverage
 ROOT = Path(__file__).parents[1]
 REASONS = Path(__file__).with_name("surviving_mutants.txt")
 
-#: By module: the tests that kill most of its mutants.
+#: By module: the tests that kill most of its mutants. Those of corners were written for survivors.
 FIRST = {
     "_batch": ["batching", "abandonment", "errors", "batch_function", "deadlock", "prime"],
     "_handle": ["handle", "cancellation", "abandonment", "deadlock", "errors"],
@@ -65,18 +66,17 @@ FIRST = {
     "_watch": ["testing", "trace"],
     "_errors": ["errors"],
 }
-THEN = (
-    *("batching", "abandonment", "cache", "errors", "batch_function", "cancellation", "handle"),
-    *("leaving", "opening", "prime", "defer_hits", "deadlock", "limiter", "rounds", "schedules"),
-    *("context", "constructor", "scopes", "field", "hooks", "value_cache", "testing", "trace"),
-    *("corners", "shrunk", "nothing_left", "faults", "model"),
+#: Those of what stands on the core, or beside it.
+OTHERS = (
+    *("ariadne", "asgi", "compat", "docs", "examples_web", "graphql", "graphql_batches"),
+    *("graphql_server", "house", "soak", "strawberry", "support", "telemetry", "value_caches"),
 )
 #: Long ones, which share fixtures: one file after the other, after all others.
-LAST = ("nothing_left", "faults", "model")
+LAST = ("nothing_left", "faults", "orders", "model")
 MOST = "not uvloop and not eager"  # what these find, the two others mostly do
 
-#: How many seconds a mutant is looked at that no test kills.
-CAP = 90
+#: How many seconds of a processor a mutant takes that no test kills.
+CAP = 60
 #: After how many seconds more than ten times what it takes otherwise a test counts as hanging.
 HANG = 4
 UNBROKEN = -1
@@ -265,8 +265,8 @@ def _replace_by_pass(node: Any) -> None:
 class Functions:
     """Those of the package, to be broken in place. Made before the collector is told to forget them."""
 
-    def __init__(self, root: Path, run_at_import: set[tuple[str, str, int]]) -> None:
-        self._root, self._run_at_import = root, run_at_import
+    def __init__(self, root: Path) -> None:
+        self._root = root
         self._found: defaultdict[tuple[str, str, int], list[FunctionType]] = defaultdict(list)
         #: Sets of code, by which somebody finds his own frames.
         self._sets: list[set[CodeType]] = []
@@ -283,10 +283,8 @@ class Functions:
             return False
         path = str(self._root / "anyloader" / f"{mutant.module}.py")
         (new,) = _codes(compile(mutant.tree(self._root), path, "exec"), mutant.function)
-        place = (path, *mutant.function)
-        if place in self._run_at_import:
-            return False
-        found = self._found[place]
+        name, line = mutant.function
+        found = self._found[path, name, line]
         for function in found:
             old = function.__code__
             # types.coroutine() marks a function by a flag of its code.
@@ -299,22 +297,6 @@ class Functions:
                 if old in codes:
                     codes.add(new)
         return bool(found)
-
-
-def import_watched(root: Path) -> set[tuple[str, str, int]]:
-    """Import the package from there; return the functions that run meanwhile."""
-    found = set()
-
-    def watch(frame: FrameType, event: str, argument: object) -> None:
-        code = frame.f_code
-        if event == "call" and code.co_filename.startswith(str(root)):
-            found.add((code.co_filename, code.co_name, code.co_firstlineno))
-
-    sys.setprofile(watch)
-    for name in FIRST:
-        import_module(f"anyloader.{name}")
-    sys.setprofile(None)
-    return found
 
 
 def _codes(code: CodeType, function: tuple[str, int]) -> list[CodeType]:
@@ -345,7 +327,8 @@ class Campaign:
         functions = {mutant.module: mutant for mutant in todo if mutant.function}
         self._unbroken = [mutant._replace(number=UNBROKEN) for mutant in functions.values()]
         self._cap = cap
-        self._run_at_import = import_watched(root)
+        #: Functions that have run before they can be broken, where modules were imported.
+        self._run_before: set[tuple[str, str, int]] = set()
         self._functions: Functions
         self._failed: str | None = None
         #: By module: how many of its mutants each test has killed so far.
@@ -355,9 +338,24 @@ class Campaign:
         if report.failed:
             self._failed = report.nodeid
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_collection(self) -> Iterator[None]:
+        package = str(self._root / "anyloader")
+
+        def watch(frame: FrameType, event: str, argument: object) -> None:
+            code = frame.f_code
+            if event == "call" and code.co_filename.startswith(package):
+                self._run_before.add((code.co_filename, code.co_name, code.co_firstlineno))
+
+        sys.setprofile(watch)
+        try:
+            return (yield)
+        finally:
+            sys.setprofile(None)
+
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         self._items = session.items
-        self._functions = Functions(self._root, self._run_at_import)
+        self._functions = Functions(self._root)
         # For the fixtures of the session; those of this file are torn down, as another one is next.
         self._run(session.items[0], session.items[-1])
         gc.collect()
@@ -465,7 +463,7 @@ class Campaign:
             return self._killer_elsewhere(mutant)
         lines = self._tests.get(mutant.module, {})
         numbers = {n for line in mutant.lines for n in lines.get(str(line), ())}
-        deadline = time.monotonic() + (self._cap if mutant.number != UNBROKEN else 5)
+        deadline = time.process_time() + (self._cap if mutant.number != UNBROKEN else 5)
         chosen = sorted(numbers, key=lambda number: self._rank(mutant, number))
         items = [self._items[number] for number in chosen]
         for number, (item, following) in zip(chosen, pairwise([*items, None])):
@@ -477,8 +475,12 @@ class Campaign:
                 self._failed = item.nodeid
             if self._failed:
                 break
-            if time.monotonic() > deadline:
+            if time.process_time() > deadline:
                 break
+        path = str(self._root / "anyloader" / f"{mutant.module}.py")
+        if not self._failed and (path, *(mutant.function or ())) in self._run_before:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            return self._killer_elsewhere(mutant)
         return self._failed
 
     def _rank(self, mutant: Mutant, number: int) -> tuple[int, bool, int, float]:
@@ -486,7 +488,7 @@ class Campaign:
         file = Path(name.partition("::")[0]).stem.removeprefix("test_")
         last = LAST.index(file) + 1 if file in LAST else 0
         kills = self._kills[mutant.module][name]
-        return -kills, file not in FIRST[mutant.module], last, self._seconds[number]
+        return -kills, file not in (*FIRST[mutant.module], "corners"), last, self._seconds[number]
 
     def _killer_elsewhere(self, mutant: Mutant) -> str | None:
         first = FIRST[mutant.module]
@@ -495,7 +497,7 @@ class Campaign:
             copy_project(self._root, root)
             path = root / "anyloader" / f"{mutant.module}.py"
             path.write_text(ast.unparse(mutant.tree(self._root)))
-            for names in first, [name for name in THEN if name not in first]:
+            for names in first, [name for name in all_tests(root) if name not in first]:
                 failed = self._failing_test(root, [f"tests/test_{name}.py" for name in names])
                 if failed:
                     return failed
@@ -511,7 +513,7 @@ class Campaign:
                 env={**os.environ, "PYTHONPATH": str(root)},
                 capture_output=True,
                 text=True,
-                timeout=4 * CAP,
+                timeout=10 * CAP,
             )
         except subprocess.TimeoutExpired:
             return "timeout"
@@ -525,6 +527,11 @@ def copy_project(source: Path, target: Path) -> None:
     for name in ("anyloader", "tests"):
         shutil.copytree(source / name, target / name, dirs_exist_ok=True)
     shutil.copy(source / "pyproject.toml", target)
+
+
+def all_tests(root: Path) -> list[str]:
+    names = [path.stem.removeprefix("test_") for path in sorted(root.glob("tests/test_*.py"))]
+    return [name for name in names if name not in (*OTHERS, *LAST)] + list(LAST)
 
 
 def reasons() -> dict[str, str]:
@@ -562,9 +569,11 @@ def main() -> int:
         random.Random(options.seed).shuffle(all_)
         all_ = all_[: options.sample]
 
+        known = reasons()
+
         def is_known(mutant: Mutant) -> bool:
             if options.again and results.get(mutant.key, "") is None:
-                return False
+                return mutant.name in known
             return mutant.key in results
 
         todo = [mutant for mutant in all_ if not is_known(mutant)]
@@ -582,17 +591,15 @@ def main() -> int:
             os.chdir(root)
             sys.path[0] = str(root)
             arguments = ["-s", "-p", "no:terminal", "-p", "no:cacheprovider"]
-            arguments += ["-W", "ignore:Module already imported"]
             arguments += ["--timeout=0", "--timeout-method=thread"]
             arguments += [] if options.all_backends else ["-k", MOST]
-            files = [f"tests/test_{name}.py" for name in THEN]
+            files = [f"tests/test_{name}.py" for name in all_tests(root)]
             campaign = Campaign(root, todo, options.jobs, options.cap, told)
             status = pytest.main([*arguments, *files], plugins=[campaign])
             os.chdir(ROOT)
             if status:
                 return int(status)
 
-    known = reasons()
     lived = [mutant for mutant in all_ if results[mutant.key] is None]
     unknown = [mutant for mutant in lived if mutant.name not in known]
     by_module: defaultdict[str, Counter[str]] = defaultdict(Counter)

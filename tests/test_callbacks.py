@@ -306,51 +306,6 @@ async def test_a_predicate_that_exits_leaves_no_load_many_waiting(anyio_backend_
     assert [type(outcome) for outcome in outcomes] == [ValueError]
 
 
-@pytest.mark.parametrize("first_given_up", [False, True])
-async def test_a_stream_is_cancelled_once_nobody_wants_what_it_has_not_given_yet(
-    first_given_up: bool,
-) -> None:
-    calls: list[list[int]] = []
-    events: list[str] = []
-    go_on = anyio.Event()
-
-    async def stream(keys: list[int]) -> Any:
-        calls.append(keys)
-        if len(calls) > 1:
-            yield 2, "anew"
-            return
-        try:
-            await go_on.wait()
-            yield 1, "one"
-            await anyio.sleep_forever()
-        finally:
-            events.append("ended")
-
-    async def give_up(load: Any) -> None:
-        with anyio.CancelScope() as scope:
-            async with anyio.create_task_group() as tg:
-                tg.start_soon(load.wait)
-                await anyio.wait_all_tasks_blocked()
-                scope.cancel()
-
-    with anyio.fail_after(2):
-        async with DataLoader(stream) as loader:
-            one, two = loader.load(1), loader.load(2)
-            await anyio.wait_all_tasks_blocked()
-            if first_given_up:
-                await give_up(two)
-            go_on.set()
-            assert await one == "one"
-            if not first_given_up:
-                await give_up(two)
-            await anyio.wait_all_tasks_blocked()
-            assert events == ["ended"]
-            with pytest.raises(LoadCancelledError):
-                await two
-            assert await loader.load(2) == "anew"
-            assert await loader.load(1) == "one"
-
-
 async def test_a_stream_that_has_given_all_cleans_up_in_peace() -> None:
     events: list[str] = []
 

@@ -120,9 +120,10 @@ async def test_throw_takes_a_class_or_an_instance() -> None:
     async with DataLoader(Recorder[int, int](abs)) as loader:
         await loader.load(1)
         for arguments in (ValueError,), (ValueError("x"),), (ValueError, ValueError("x")):
-            with pytest.raises(ValueError):
+            with pytest.raises(ValueError) as caught:
                 loader.load(1).throw(*arguments)
-        with pytest.raises(ValueError):
+            assert str(caught.value) == ("" if arguments == (ValueError,) else "x")
+        with pytest.raises(ValueError, match="x"):
             loader.load(1).throw(ValueError, ValueError("x"), None)
 
 
@@ -435,13 +436,14 @@ async def test_a_stream_need_not_have_an_aclose() -> None:
         assert await loader.load_many([-1, -2]) == [1, None]
 
 
-def test_a_loader_can_be_made_where_asyncio_was_never_imported(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("name", ["asyncio", "trio.lowlevel"])
+def test_a_loader_can_be_made_where_a_library_was_never_imported(
+    monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     class Group:
         start_soon = None
 
-    monkeypatch.delitem(sys.modules, "asyncio")
+    monkeypatch.delitem(sys.modules, name, raising=False)
     group: Any = Group()
     assert "0 keys queued" in repr(DataLoader(Recorder[int, int](abs), task_group=group))
 
@@ -855,12 +857,13 @@ async def test_a_function_that_swallows_its_cancellation_costs_no_later_batch() 
         assert [await load for load in loads] == list(range(1, 20))
 
 
-async def test_a_generator_that_gives_too_little_is_counted() -> None:
-    async def fetch(keys: list[int]) -> Iterator[int]:
-        return iter(keys[1:])
+@pytest.mark.parametrize(("number", "kind"), [(1, iter), (3, tuple)], ids=["too few", "too many"])
+async def test_values_are_counted_where_that_can_be_done(number: int, kind: Any) -> None:
+    async def fetch(keys: list[int]) -> Any:
+        return kind([1, 2, 3][:number])
 
-    async with DataLoader(fetch) as loader:
-        with pytest.raises(BatchResultError, match="returned 1 values for 2 keys"):
+    async with DataLoader[int, int](fetch) as loader:
+        with pytest.raises(BatchResultError, match=f"returned {number} values for 2 keys"):
             await loader.load_many([1, 2])
 
 
@@ -968,3 +971,87 @@ async def test_a_batch_is_kept_for_the_sake_of_one_that_is_kept_for_another() ->
             tg.start_soon(wait_for, a.load(1))
             await wait_all_tasks_blocked()
     assert got == [1]
+
+
+async def test_the_error_of_an_unhashable_key_has_its_cause() -> None:
+    async with DataLoader(Recorder[list[int], int](sum)) as loader:
+        with pytest.raises(TypeError) as caught:
+            loader.load([1])
+        assert type(caught.value.__cause__) is TypeError
+
+
+@pytest.mark.virtual_time
+async def test_a_batch_remembers_all_that_it_is_wanted_for() -> None:
+    """Two functions have loaded from it, and the first of them is awaited."""
+
+    async def fetch(keys: list[int]) -> list[int]:
+        await anyio.sleep(3)
+        return keys
+
+    async def awaited(keys: list[int]) -> list[int]:
+        load = inner.load(1)
+        await anyio.sleep(1)
+        return [await load]
+
+    async def other(keys: list[int]) -> list[int]:
+        await anyio.sleep(0.1)
+        inner.load(1)
+        return keys
+
+    got: list[int] = []
+
+    async def wait_for(load: LoadHandle[int]) -> None:
+        got.append(await load)
+
+    async with anyio.create_task_group() as tg:
+        async with LoaderScope() as scope:
+            inner = scope.get(fetch)
+            tg.start_soon(wait_for, scope.get(awaited).load(1))
+            scope.get(other).load(1)
+            await anyio.sleep(0.5)
+    assert got == [1]
+
+
+@pytest.mark.only_on("trio")
+async def test_several_tasks_of_a_nursery_can_drive_one_handle() -> None:
+    import trio
+
+    gate = anyio.Event()
+    async with DataLoader(Recorder[int, int](abs, gate=gate)) as loader:
+        handle: Any = loader.load(1)
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(lambda: handle)
+            await wait_all_tasks_blocked()
+            gate.set()
+        assert await handle == 1
+
+
+async def test_a_load_refused_as_the_group_has_ended_ends_those_that_are_queued() -> None:
+    async with anyio.create_task_group() as tg:
+        loader = DataLoader(
+            Recorder[int, int](abs), task_group=tg, schedule=schedules.manual(), cache=False
+        )
+        queued = loader.load(1)
+    assert queued.status is LoadHandle.Status.PENDING
+    with pytest.raises(LoaderClosedError):
+        loader.load(2)
+    assert queued.status is LoadHandle.Status.FAILED
+
+
+@pytest.mark.virtual_time
+async def test_leaving_waits_for_a_batch_of_which_a_deferred_hit_is_awaited() -> None:
+    ended: list[list[int]] = []
+
+    async def fetch(keys: list[int]) -> list[int]:
+        await anyio.sleep(1)
+        ended.append(keys)
+        return keys
+
+    async with anyio.create_task_group() as tg:
+        async with DataLoader(fetch, defer_hits=True) as loader:
+            loader.prime(1, 1)
+            loader.load(2)
+            tg.start_soon(loader.load(1).wait)
+            await wait_all_tasks_blocked()
+    assert ended == [[2]]
