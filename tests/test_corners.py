@@ -1028,6 +1028,8 @@ async def test_several_tasks_of_a_nursery_can_drive_one_handle() -> None:
 
 
 async def test_a_load_refused_as_the_group_has_ended_ends_those_that_are_queued() -> None:
+    loader: Any = None
+    queued: Any = None
     async with anyio.create_task_group() as tg:
         loader = DataLoader(
             Recorder[int, int](abs), task_group=tg, schedule=schedules.manual(), cache=False
