@@ -329,3 +329,19 @@ async def test_a_handle_that_is_resumed_too_early_says_so() -> None:
         with pytest.raises(RuntimeError, match="resumed before it settled"):
             load.send(None)
         assert await load == 2
+
+
+async def test_a_hook_that_ends_the_scope_at_the_last_key_of_a_batch_harms_no_load() -> None:
+    class One(DataLoader[int, int]):
+        max_batch_size = 1
+
+        async def batch_load_fn(self, keys: list[int], /) -> list[int]:
+            return keys
+
+    def hook(event: object) -> None:
+        if isinstance(event, LoadQueued):
+            scope.cancel("enough")
+
+    async with LoaderScope(hooks=[hook]) as scope:
+        load = scope.get(One).load(1)
+        assert isinstance((await settled(load))[0], LoadCancelledError)

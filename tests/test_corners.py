@@ -21,7 +21,7 @@ from anyloader import (
     in_thread,
     schedules,
 )
-from anyloader.hooks import BatchCancelled, BatchOpened, LoadHit, ValueCacheFailed
+from anyloader.hooks import BatchCancelled, BatchFinished, BatchOpened, LoadHit, ValueCacheFailed
 from anyloader.testing import max_batches
 from support import Recorder, wait_all_tasks_blocked
 
@@ -1057,3 +1057,16 @@ async def test_leaving_waits_for_a_batch_of_which_a_deferred_hit_is_awaited() ->
             tg.start_soon(loader.load(1).wait)
             await wait_all_tasks_blocked()
     assert ended == [[2]]
+
+
+async def test_hooks_hear_how_many_keys_of_a_stream_failed() -> None:
+    told: list[Any] = []
+
+    async def stream(keys: list[int]) -> AsyncIterator[tuple[int, int | Exception]]:
+        for key in keys:
+            yield key, ValueError() if key == 1 else key
+
+    async with DataLoader[int, int](stream, hooks=[told.append]) as loader:
+        await loader.load_many([1, 2, 3], return_exceptions=True)
+        await wait_all_tasks_blocked()
+    assert [event.errors for event in told if isinstance(event, BatchFinished)] == [1]
