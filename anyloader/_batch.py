@@ -368,7 +368,7 @@ class Batch:
         wanted: set[LoadHandle[Any]] = set()
         live = 0
         for many in list(self.load_manys):
-            handles = [handle for handle in many._handles if handle._batch is self]
+            handles = [h for h in many._handles if h._batch is self and self._is_load(h)]
             if not handles:
                 del self.load_manys[many]  # no load of this batch any more
             elif many._is_wanted:

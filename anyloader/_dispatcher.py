@@ -223,7 +223,7 @@ class Dispatcher:
             batch.worker_scope = worker.scope
             self.backend.wake((worker.waiter,))
             return
-        worker = _Worker(batch)
+        worker = self.context.run(_Worker, batch)  # its scope asks which library runs
         batch.worker_scope = worker.scope
         self._workers.add(worker)
         self._starting = True

@@ -32,7 +32,11 @@ async def ask(batch: Batch) -> list[tuple[Any, LoadHandle[Any]]]:
     distinct = list(dict.fromkeys(cache_key for cache_key, _ in entries))
     # Those whose deletion has failed, or that were cleared a moment ago, are still in there.
     asked = [cache_key for cache_key in distinct if cache_key not in batch.cleared]
-    found = await _try(rules, batch.number, "get_many", cache.get_many, asked) if asked else {}
+    try:
+        found = await _try(rules, batch.number, "get_many", cache.get_many, asked) if asked else {}
+    except BaseException:
+        entries.clear()  # the traceback leads here, and this to handles that hold the error
+        raise
     if found is _FAILED:
         found = {}
     elif not isinstance(found, Mapping):

@@ -973,6 +973,23 @@ async def test_a_batch_is_kept_for_the_sake_of_one_that_is_kept_for_another() ->
     assert got == [1]
 
 
+def test_a_plain_callback_of_the_loop_can_load() -> None:
+    """In one that anyio did not start, so that nothing says which library it is but the task."""
+    loads: list[LoadHandle[int]] = []
+
+    async def main() -> list[int]:
+        async with DataLoader(Recorder[int, int](abs), max_batch_size=1) as loader:
+
+            def load() -> None:
+                loads.extend([loader.load(-1), loader.load(-2)])
+
+            asyncio.get_running_loop().call_soon(load)
+            await wait_all_tasks_blocked()
+            return [await load for load in loads]
+
+    assert asyncio.run(main()) == [1, 2]
+
+
 async def test_the_error_of_an_unhashable_key_has_its_cause() -> None:
     async with DataLoader(Recorder[list[int], int](sum)) as loader:
         with pytest.raises(TypeError) as caught:

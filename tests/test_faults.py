@@ -62,7 +62,7 @@ IN_A_CYCLE = {
     "foreign": ("its scope", "an outer scope", "BaseException", "the body"),
 }
 # A mapping that does not let go of a failed load, whose error has frames that hold the loader.
-KEPT = [("the cache_map", "leaving"), ("a stray cancellation", "asking the value cache")]
+KEPT = [("the cache_map", "leaving")]
 
 VALUE = "value"
 GIVEN_UP = "given up"

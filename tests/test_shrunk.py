@@ -159,3 +159,30 @@ async def test_an_uncached_load_many_that_fills_a_batch_with_a_given_up_load_is_
         with anyio.fail_after(1):
             assert await loader.load_many([2]) == [2]
     assert calls == [[2]]
+
+
+async def test_a_deferred_hit_of_a_load_many_keeps_no_batch_running() -> None:
+    """It waits for the batch, but is no load of it."""
+    ended: list[str] = []
+
+    async def fetch(keys: list[int]) -> list[int]:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.append("cancelled")
+        return keys
+
+    async def wait_for(many: Any) -> None:
+        assert await many == [2, 1]
+        ended.append("settled")
+
+    with anyio.fail_after(5):
+        async with DataLoader(fetch, defer_hits=True) as loader, anyio.create_task_group() as tg:
+            loader.prime(1, 1)
+            many, load = loader.load_many([2, 1]), loader.load(3)
+            tg.start_soon(wait_for, many)
+            loader.prime(2, 2, force=True)
+            with anyio.move_on_after(1):
+                await load
+            await wait_all_tasks_blocked()
+            assert sorted(ended) == ["cancelled", "settled"]
