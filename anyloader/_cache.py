@@ -45,15 +45,20 @@ def evict(cache: MutableMapping[Any, Any], cache_key: Any, entry: object) -> Non
         cache.pop(cache_key, None)
 
 
-def unhashable(name: str, key: object, cache_key: object) -> TypeError | None:
+def unhashable(
+    name: str,
+    key: object,
+    cache_key: object,
+    cannot: str = "cache",
+    otherwise: str = ", or switch the cache off with cache=False",
+) -> TypeError | None:
     """Return the error for a key that cannot be cached, ``None`` if it can."""
     try:
         hash(cache_key)
     except TypeError as exc:
         error = TypeError(
-            f"{name} cannot cache the key {excerpt(key)}, as a {type(cache_key).__name__} is not "
-            "hashable; give get_cache_key a function that makes a hashable key of it, or switch "
-            "the cache off with cache=False"
+            f"{name} cannot {cannot} the key {excerpt(key)}, as a {type(cache_key).__name__} is "
+            f"not hashable; give get_cache_key a function that makes a hashable key of it{otherwise}"
         )
         error.__cause__ = exc
         return error

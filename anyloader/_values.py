@@ -6,9 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
 
 from ._batch import Batch, BatchRules
-from ._cache import ValueCache
+from ._cache import ValueCache, unhashable
 from ._handle import Failure, LoadHandle
-from ._results import excerpt
 from .hooks import ValueCacheFailed, ValueCacheHit, ValueCacheMiss
 
 __all__ = ("ask", "delete", "store")
@@ -66,12 +65,10 @@ def _by_cache_key(batch: Batch) -> list[tuple[Any, LoadHandle[Any]]]:
     for key, entry in zip(batch.keys_, batch.entries):
         try:
             cache_key = rules._cache_key(key)
-            if not _is_hashable(cache_key):
-                raise TypeError(
-                    f"{rules.name} cannot ask its value cache for the key {excerpt(key)}, as a "
-                    f"{type(cache_key).__name__} is not hashable; give get_cache_key a function "
-                    "that makes a hashable key of it"
-                )
+            error = unhashable(rules.name, key, cache_key, "ask its value cache for", "")
+            if error is not None:
+                error.__cause__ = None  # its traceback leads back to this frame, as below
+                raise error
         except Exception as exc:
             # Without this frame, which holds the batch, which holds the error.
             exc.__traceback__ = exc.__traceback__ and exc.__traceback__.tb_next
@@ -81,14 +78,6 @@ def _by_cache_key(batch: Batch) -> list[tuple[Any, LoadHandle[Any]]]:
     if wrong:
         batch.settle_some(wrong)
     return entries
-
-
-def _is_hashable(cache_key: object) -> bool:
-    try:
-        hash(cache_key)
-    except TypeError:
-        return False
-    return True
 
 
 async def delete(rules: BatchRules, batch: int = 0) -> None:
