@@ -13,12 +13,10 @@ draws the batches of the last one. Needs `hypercorn`, `strawberry-graphql`, `sta
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from typing import Any
 
-import sqlite_anyio
 import strawberry
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -28,7 +26,7 @@ from strawberry.asgi import GraphQL
 from strawberry.extensions import SchemaExtension
 
 import _data
-from _data import DEFAULT_DATABASE, Atlas, ensure_database, read_only
+from _data import Atlas, lifespan
 from anyloader import batch_loader
 from anyloader.integrations.strawberry import AnyioExecutionContext, LoaderScopeExtension
 from anyloader.trace import Trace, record
@@ -132,16 +130,6 @@ schema = strawberry.Schema(
     extensions=[AtlasExtension, TraceExtension, LoaderScopeExtension],
     execution_context_class=AnyioExecutionContext,
 )
-
-
-@asynccontextmanager
-async def lifespan(app: Starlette) -> AsyncGenerator[dict[str, Any], None]:
-    ensure_database(DEFAULT_DATABASE)
-    connection = await sqlite_anyio.connect(read_only(DEFAULT_DATABASE), uri=True)
-    try:
-        yield {"connection": connection}
-    finally:
-        await connection.close()
 
 
 app = Starlette(

@@ -10,13 +10,9 @@ of the last such request, and http://127.0.0.1:8000/trace draws them. Needs `hyp
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import Any
 
 import anyio
-import sqlite_anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -25,14 +21,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from _data import (
-    DEFAULT_DATABASE,
-    Atlas,
-    Country,
-    Subdivision,
-    ensure_database,
-    read_only,
-)
+from _data import Atlas, Country, Subdivision, lifespan
 from anyloader import batch_loader
 from anyloader.integrations.asgi import LoaderScopeMiddleware
 from anyloader.trace import Trace, record
@@ -117,16 +106,6 @@ class TraceMiddleware:
             if scope["type"] == "http":
                 scope["state"]["trace"] = trace
             await self._app(scope, receive, send)
-
-
-@asynccontextmanager
-async def lifespan(app: Starlette) -> AsyncGenerator[dict[str, Any], None]:
-    ensure_database(DEFAULT_DATABASE)
-    connection = await sqlite_anyio.connect(read_only(DEFAULT_DATABASE), uri=True)
-    try:
-        yield {"connection": connection}
-    finally:
-        await connection.close()
 
 
 app = Starlette(
