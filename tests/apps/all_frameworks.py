@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from work import log
+from work import asked_for, log
 
 _MODULES = {
     "starlette": ("starlette", "with_starlette", "app"),
@@ -33,6 +33,8 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     path = scope["path"]
     _, first, rest = path.split("/", 2)
     if first == "log":
+        if rest in asked_for:
+            asked_for[rest].set()
         await _respond(send, log[rest])
         return
     scope = {**scope, "path": f"/{rest}", "raw_path": f"/{rest}".encode()}

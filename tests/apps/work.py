@@ -17,6 +17,8 @@ from anyloader import LoadCancelledError, batch_loader, current_scope
 
 #: What happened, by the name that the client gave to it.
 log: defaultdict[str, list[str]] = defaultdict(list)
+#: Set when the client asks for the log of that name.
+asked_for: dict[str, anyio.Event] = {}
 
 _numbers = itertools.count()
 
@@ -65,7 +67,8 @@ async def squares(count: int) -> dict[str, Any]:
 
 async def session() -> dict[str, int]:
     first = await serial.load("session")
-    await anyio.sleep(0.01)
+    for _ in range(50):  # other requests come in between
+        await checkpoint()
     return {"first": first, "again": await serial.load("session")}
 
 
@@ -86,9 +89,10 @@ async def lengths(chunks: AsyncIterator[bytes]) -> dict[str, int]:
 
 
 async def later(name: str) -> None:
-    """Work on after the response; the client is gone by the second step."""
+    """Work on after the response; the client, who asks for the log next, is gone by then."""
     log[name].append("response sent")
-    await anyio.sleep(0.2)
+    asked_for[name] = anyio.Event()
+    await asked_for[name].wait()
     log[name].append(f"loaded {await square.load(3)}")
 
 
