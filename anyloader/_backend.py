@@ -82,7 +82,7 @@ class Backend(Protocol):
     #: Makes something to wait on, which goes into a dict of waiters: ``yield from`` it returns when
     #: :meth:`wake` is called with that dict. Who leaves early has to take it out.
     new_waiter: Callable[[], Waiter]
-    #: Whether these are futures, which asyncio's tasks take as they are.
+    #: Whether these are asyncio's futures, which ``LoadHandle.__await__`` yields as they are.
     waits_for_futures: bool
 
     def wake(self, waiters: Iterable[Any]) -> None:

@@ -2,10 +2,11 @@
 What a loader tells of its work, while it works.
 
 A hook is any callable that takes one event; the events are the records below. It is called where
-things happen, synchronously, so it must not block: :class:`LoadQueued` and :class:`LoadHit` come in
-the task and the context of the caller, all others in the task of the batch;
-:class:`BatchStarted` comes in the context of the batch function, just before that is called. What a
-hook raises harms no load; it is logged, once for each loader, and the hook goes on being called.
+things happen, synchronously, so it must not block. :class:`LoadQueued`, :class:`LoadHit` and
+:class:`BatchOpened` come in the task and the context of the caller; :class:`BatchStarted` comes in
+the task of the batch and the context of its function, just before that is called. All others come in
+whatever task brings them about: that of the batch, or of whoever filled, dispatched, gave up or
+cancelled it. What a hook raises harms no load; it is logged, once for each loader, and the hook goes on being called.
 """
 
 from __future__ import annotations
