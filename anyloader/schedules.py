@@ -173,11 +173,7 @@ def window(seconds: float) -> Schedule:
     :raises TypeError: if ``seconds`` is not a number
     :raises ValueError: if ``seconds`` is negative, infinite or NaN
     """
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise TypeError(f"seconds must be a number, not {seconds!r}")
-    if not 0 <= seconds < math.inf:
-        raise ValueError(f"seconds must be finite and not negative, not {seconds!r}")
-    return _Window(seconds)
+    return _Window(duration("seconds", seconds))
 
 
 def manual() -> Schedule:
@@ -188,6 +184,20 @@ def manual() -> Schedule:
     leave too.
     """
     return Manual()
+
+
+def duration(name: str, seconds: float) -> float:
+    """
+    Return ``seconds``, if a task can wait so long.
+
+    :raises TypeError: if it is not a number
+    :raises ValueError: if it is negative, infinite or NaN
+    """
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"{name} must be a number, not {seconds!r}")
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{name} must be finite and not negative, not {seconds!r}")
+    return seconds
 
 
 def _integer(name: str, value: int, *, least: int) -> int:

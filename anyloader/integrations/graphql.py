@@ -36,7 +36,7 @@ from graphql import GraphQLError
 
 from .._backend import TrioBackend, running_backend
 from .._handle import LoadHandle, LoadManyHandle
-from ..schedules import DEFAULT_MAX_ROUNDS
+from ..schedules import DEFAULT_MAX_ROUNDS, duration
 
 if TYPE_CHECKING:
     from .._batch import Batch
@@ -483,11 +483,7 @@ def all_waiting(*, max_wait: float = DEFAULT_MAX_WAIT) -> Schedule:
     :raises TypeError: if ``max_wait`` is not a number
     :raises ValueError: if ``max_wait`` is negative, infinite or NaN
     """
-    if isinstance(max_wait, bool) or not isinstance(max_wait, (int, float)):
-        raise TypeError(f"max_wait must be a number, not {max_wait!r}")
-    if not 0 <= max_wait < math.inf:
-        raise ValueError(f"max_wait must be finite and not negative, not {max_wait!r}")
-    return _AllWaiting(max_wait)
+    return _AllWaiting(duration("max_wait", max_wait))
 
 
 # The executor
