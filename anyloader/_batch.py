@@ -121,10 +121,6 @@ def _as_cache_keys(key: Any, rules: ResultRules) -> Iterator[Any]:
     yield rules._cache_key(key)
 
 
-def _is_wanted(handle: LoadHandle[Any]) -> bool:
-    return handle._waiters is None or bool(handle._waiters)
-
-
 class Batch:
     """See the theory of operation on top of this module."""
 
@@ -188,6 +184,7 @@ class Batch:
         self.waits: dict[Batch, int] | None = None
         #: Cache keys that were cleared since: their values are not to be stored anywhere.
         self.cleared: frozenset[Any] = frozenset()
+        #: Whether ``live`` ever went down, or an entry was taken out.
         self._sift_needed = False
         #: How many of the entries were taken out, and wait for the seal to leave the lists.
         self._taken_out = 0
@@ -297,7 +294,6 @@ class Batch:
         """A load that was given up is awaited again."""
         if self._is_load(load):
             self.live += 1
-            self._sift_needed = True
 
     def _is_load(self, load: LoadHandle[Any] | LoadManyHandle[Any]) -> bool:
         if isinstance(load, LoadManyHandle):
@@ -367,11 +363,9 @@ class Batch:
         """Drop the entries that were primed away and, at the seal, those that nobody wants."""
         wanted: set[LoadHandle[Any]] = set()
         live = 0
-        for many in list(self.load_manys):
-            handles = [h for h in many._handles if h._batch is self and self._is_load(h)]
-            if not handles:
-                del self.load_manys[many]  # no load of this batch any more
-            elif many._is_wanted:
+        for many in self.load_manys:
+            handles = self._loads_of(many)
+            if handles and many._is_wanted:
                 live += 1
                 wanted.update(handles)
         followers = self._followers or {}
@@ -379,7 +373,7 @@ class Batch:
         for key, cache_key, entry in zip(self.keys_, self.cache_keys, self.entries):
             if entry._batch is not self:
                 continue
-            loads = _is_wanted(entry) + sum(map(_is_wanted, followers.get(entry, ())))
+            loads = sum(load._is_wanted for load in (entry, *followers.get(entry, ())))
             if abandoned_too and not loads and entry not in wanted:
                 unwanted.append((cache_key, entry))
                 continue
@@ -389,7 +383,6 @@ class Batch:
             entries.append(entry)
         self.cache_keys = keys if self.cache_keys is self.keys_ else cache_keys
         self.keys_, self.entries, self.live = keys, entries, live
-        self._sift_needed = False
         self._taken_out = 0
         if unwanted:
             error = LoadCancelledError(
@@ -398,9 +391,12 @@ class Batch:
             self.rules._evict(unwanted)
             for _, entry in unwanted:
                 self._settle_entry(entry, Failure(error, None))
-            for many in list(self.load_manys):
-                if not many._is_wanted and all(h._batch is not self for h in many._handles):
-                    del self.load_manys[many]
+        # What asks for nothing in here any more is no load of this batch.
+        self.load_manys = {many: None for many in self.load_manys if self._loads_of(many)}
+
+    def _loads_of(self, many: LoadManyHandle[Any]) -> list[LoadHandle[Any]]:
+        """Return what ``many`` waits for in here, but for deferred hits."""
+        return [handle for handle in many._pending_in(self) if self._is_load(handle)]
 
     # Outcomes
 

@@ -174,13 +174,9 @@ class Dispatcher:
         if not self._owns_group and batch.worker_scope is None and has_ended(self._group):
             batch.fail(LoaderClosedError(_closed(batch.name)))
 
-    def is_here(self) -> bool:
-        """Whether the event loop that runs in this thread is the one of this dispatcher."""
-        return self.backend.current() is self.token
-
     def check_thread(self) -> None:
         """:raises RuntimeError: if this is another event loop, or a thread without one"""
-        if self.token is not None and not self.is_here():
+        if self.token is not None and self.backend.current() is not self.token:
             raise RuntimeError(FOREIGN)
 
     def _runs_here(self) -> bool:
@@ -259,8 +255,6 @@ class Dispatcher:
 
     def batch_done(self, batch: Batch) -> None:
         self._outstanding.pop(batch, None)
-        if self.state is not OPEN:
-            self.reconsider()
 
     def reconsider(self) -> None:
         """Something changed that the way out may be waiting for."""

@@ -177,7 +177,7 @@ class LoadHandle(_Driven[V_co]):
 
     __slots__ = ("__weakref__", "_batch", "_key", "_value", "_waiters")
 
-    #: The batch that will settle this handle; ``None`` once settled. Changed by ``_batch`` only.
+    #: The batch that will settle this handle; ``None`` once settled, which ``_batch`` alone does.
     _batch: Batch | None
     #: The value, or a :class:`Failure`; not set while pending.
     _value: Any
@@ -315,6 +315,11 @@ class LoadHandle(_Driven[V_co]):
         if not waiters:
             batch.give_up(self)
 
+    @property
+    def _is_wanted(self) -> bool:
+        """See the table on top of the module."""
+        return self._waiters is None or bool(self._waiters)
+
     def _pending_backend(self) -> Backend | None:
         return None if self._batch is None else self._batch.backend
 
@@ -333,7 +338,15 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
     all said there of checkpoints and cancellation holds here, for all its loads together.
     """
 
-    __slots__ = ("__weakref__", "_awaits", "_batches", "_handles", "_return_exceptions")
+    __slots__ = (
+        "__weakref__",
+        "_awaits",
+        "_batches",
+        "_handles",
+        "_handles_of",
+        "_return_exceptions",
+        "_sorted",
+    )
 
     def __init__(self, return_exceptions: bool) -> None:
         # Filled by the loader, and by ``Batch.join``.
@@ -341,6 +354,9 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
         #: The batches that may settle some of the handles. In each of them this object is one load.
         self._batches: dict[Batch, None] = {}
         self._return_exceptions = return_exceptions
+        #: See :meth:`_pending_in`. ``_sorted``: how many of the handles are in there.
+        self._handles_of: dict[Batch | None, list[LoadHandle[V]]] = {}
+        self._sorted = 0
         #: How many tasks await it now; ``None`` before the first.
         self._awaits: int | None = None
 
@@ -351,6 +367,13 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
     @property
     def _is_awaited(self) -> bool:
         return bool(self._awaits)
+
+    def _pending_in(self, batch: Batch) -> list[LoadHandle[V]]:
+        """Return the handles that ``batch`` will settle, without a look at those of all others."""
+        for handle in self._handles[self._sorted :]:
+            self._handles_of.setdefault(handle._batch, []).append(handle)
+        self._sorted = len(self._handles)
+        return [handle for handle in self._handles_of.get(batch, ()) if handle._batch is batch]
 
     def __await__(self) -> Generator[Any, Any, list[V]]:
         failure = (yield from self._until_settled()) if self._batches else None

@@ -160,7 +160,7 @@ class LoaderScope:
     def statistics(self) -> LoaderStatistics:
         """Return what all loaders of the scope together have done so far."""
         each = [loader.statistics() for loader in self._bound]
-        return LoaderStatistics(*map(sum, zip(*each))) if each else LoaderStatistics()
+        return LoaderStatistics(*map(sum, zip(*each)))
 
     def __repr__(self) -> str:
         state = "not entered" if self._dispatcher is None else self._dispatcher.state
