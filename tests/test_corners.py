@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from contextlib import AsyncExitStack
+from types import coroutine
 from typing import Any
 
 import anyio
@@ -22,8 +24,9 @@ from anyloader import (
     schedules,
 )
 from anyloader.hooks import BatchCancelled, BatchFinished, BatchOpened, LoadHit, ValueCacheFailed
+from anyloader.integrations.asgi import LoaderScopeMiddleware
 from anyloader.testing import max_batches
-from support import Recorder, wait_all_tasks_blocked
+from support import Recorder, backend_options, wait_all_tasks_blocked
 
 pytestmark = pytest.mark.anyio
 
@@ -215,11 +218,13 @@ async def test_a_native_cancellation_never_met_does_not_reach_a_foreign_group() 
         task.cancel()
         return keys
 
+    cancelled: list[bool] = []
     async with anyio.create_task_group() as tg:
         loader = DataLoader(fetch, task_group=tg)
         assert await loader.load(1) == 1
         await wait_all_tasks_blocked()
-        assert not tg.cancel_scope.cancel_called
+        cancelled.append(tg.cancel_scope.cancel_called)
+    assert cancelled == [False]  # and the body came so far
 
 
 async def test_leaving_a_scope_in_a_given_group_can_be_cancelled() -> None:
@@ -973,21 +978,27 @@ async def test_a_batch_is_kept_for_the_sake_of_one_that_is_kept_for_another() ->
     assert got == [1]
 
 
-def test_a_plain_callback_of_the_loop_can_load() -> None:
+@pytest.mark.parametrize("given", [False, True], ids=["own block", "given group"])
+def test_a_plain_callback_of_the_loop_can_load(given: bool) -> None:
     """In one that anyio did not start, so that nothing says which library it is but the task."""
     loads: list[LoadHandle[int]] = []
 
-    async def main() -> list[int]:
-        async with DataLoader(Recorder[int, int](abs), max_batch_size=1) as loader:
+    async def main() -> None:
+        async with anyio.create_task_group() as tg, AsyncExitStack() as stack:
+            loader = DataLoader(
+                Recorder[int, int](abs), max_batch_size=1, task_group=tg if given else None
+            )
+            if not given:
+                await stack.enter_async_context(loader)
 
             def load() -> None:
                 loads.extend([loader.load(-1), loader.load(-2)])
 
             asyncio.get_running_loop().call_soon(load)
             await wait_all_tasks_blocked()
-            return [await load for load in loads]
+            assert [await load for load in loads] == [1, 2]
 
-    assert asyncio.run(main()) == [1, 2]
+    asyncio.run(main())
 
 
 async def test_the_error_of_an_unhashable_key_has_its_cause() -> None:
@@ -1087,3 +1098,431 @@ async def test_hooks_hear_how_many_keys_of_a_stream_failed() -> None:
         await loader.load_many([1, 2, 3], return_exceptions=True)
         await wait_all_tasks_blocked()
     assert [event.errors for event in told if isinstance(event, BatchFinished)] == [1]
+
+
+needs_task_group = pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="asyncio.TaskGroup is new in Python 3.11"
+)
+
+
+def asyncio_group() -> Any:
+    return getattr(asyncio, "TaskGroup")()  # noqa: B009 - unknown to checkers of 3.10
+
+
+needs_eager_tasks = pytest.mark.skipif(
+    sys.version_info < (3, 12), reason="eager tasks are new in Python 3.12"
+)
+
+
+def run_with_eager_tasks(main: Callable[[], Awaitable[None]]) -> None:
+    """Run it where the first step of a task is made inside the call that makes the task."""
+    backend, options = backend_options("asyncio+eager")
+    anyio.run(main, backend=backend, backend_options=options)
+
+
+async def test_a_task_of_a_failed_batch_cannot_load_in_a_scope_that_is_being_left() -> None:
+    failed, refused = anyio.Event(), anyio.Event()
+
+    async def outlives_its_batch() -> None:
+        await failed.wait()
+        with pytest.raises(LoaderClosedError):
+            scope.get(Recorder[int, int](abs))
+        refused.set()
+
+    async def fails(keys: list[int]) -> list[int]:
+        tg.start_soon(outlives_its_batch)
+        raise ValueError
+
+    async def awaited(keys: list[int]) -> list[int]:
+        failing = scope.get(fails).load(1)
+        await failing.wait()
+        failed.set()
+        await refused.wait()
+        return keys
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tg:
+            async with LoaderScope() as scope:
+                tg.start_soon(scope.get(awaited).load(1).wait)
+                await wait_until_queued(scope)
+    assert refused.is_set()
+
+
+async def wait_until_queued(scope: LoaderScope) -> None:
+    """Let the tasks that were just started make their first step, but no batch go."""
+    while not scope.statistics().running:
+        await anyio.lowlevel.checkpoint()
+
+
+async def test_a_load_many_that_failed_at_once_fails_again() -> None:
+    """While other keys of the same batch are pending."""
+    async with DataLoader(Recorder[int, int](abs), schedule=schedules.manual()) as loader:
+        many = loader.load_many([1, 2])
+        errors: list[Exception] = []
+
+        async def wait_for() -> None:
+            try:
+                await many
+            except ValueError as exc:
+                errors.append(exc)
+
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(wait_for)
+            await wait_all_tasks_blocked()
+            loader.prime(1, ValueError(), force=True)
+        await wait_for()
+        assert len(errors) == 2
+
+
+async def call_middleware(app: Any, *messages: str) -> None:
+    """Call an application in the middleware, by a client that says this and then no more."""
+    said = [{"type": f"http.{message}"} for message in reversed(messages)]
+
+    async def receive() -> Any:
+        if not said:
+            await anyio.sleep_forever()
+        return said.pop()
+
+    async def send(message: Any) -> None:
+        raise AssertionError
+
+    await LoaderScopeMiddleware(app)({"type": "http"}, receive, send)
+
+
+async def test_a_request_whose_client_has_gone_ends_without_a_cancellation() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await anyio.sleep_forever()
+
+    returned: list[bool] = []
+    with anyio.CancelScope() as scope:
+        await call_middleware(app, "request", "disconnect")
+        returned.append(True)
+    assert returned
+    assert not scope.cancelled_caught
+
+
+async def test_what_cancels_a_request_from_outside_comes_out_of_it() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        around.cancel()
+        await anyio.sleep_forever()
+
+    with anyio.CancelScope() as around:
+        await call_middleware(app, "request")
+        pytest.fail("returned")
+    assert around.cancelled_caught
+
+
+@pytest.mark.only_on("asyncio")
+async def test_a_native_cancellation_of_a_request_comes_out_of_it() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await anyio.sleep_forever()
+
+    task = asyncio.create_task(call_middleware(app, "request"))
+    await wait_all_tasks_blocked()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_loader_that_no_loop_is_known_of_yet_can_be_primed() -> None:
+    class Group:
+        start_soon = None
+
+    group: Any = Group()
+
+    def make() -> DataLoader[int, int]:
+        return DataLoader(Recorder[int, int](abs), task_group=group)
+
+    loader = await anyio.to_thread.run_sync(make)
+    primed = loader.clear_all().prime(1, 10).clear(2).peek(1)
+    assert primed is not None
+    assert primed.return_value == 10
+
+
+async def test_a_hook_may_cancel_a_scope_that_is_being_cancelled() -> None:
+    def cancel_all(event: object) -> None:
+        if isinstance(event, BatchCancelled):
+            scope.cancel("enough")
+
+    async def one(keys: list[int]) -> list[int]:
+        return keys
+
+    async def two(keys: list[int]) -> list[int]:
+        return keys
+
+    async with LoaderScope(hooks=[cancel_all]) as scope:
+        loads = scope.get(one).load(1), scope.get(two).load(2)
+        scope.cancel("for the first time")
+    assert [load.status for load in loads] == [LoadHandle.Status.CANCELLED] * 2
+
+
+async def test_each_stream_that_a_function_makes_is_closed() -> None:
+    """Though it makes one too many, as only its result shows that it should get each key once."""
+    closed: list[list[int]] = []
+
+    class Stream:
+        def __init__(self, keys: list[int]) -> None:
+            self._keys = keys
+            self._left = iter(keys)
+
+        def __aiter__(self) -> AsyncIterator[tuple[int, int]]:
+            return self
+
+        async def __anext__(self) -> tuple[int, int]:
+            for key in self._left:
+                return key, abs(key)
+            raise StopAsyncIteration
+
+        async def aclose(self) -> None:
+            closed.append(self._keys)
+
+    function: Any = Stream
+    async with DataLoader[int, int](function, cache=False) as loader:
+        assert await loader.load_many([-1, -1]) == [1, 1]
+        await wait_all_tasks_blocked()
+    assert closed == [[-1, -1], [-1]]
+
+
+async def test_what_a_stream_gave_before_it_was_cancelled_is_stored() -> None:
+    class Values:
+        def __init__(self) -> None:
+            self.stored: dict[int, int] = {}
+
+        async def get_many(self, keys: Any) -> Any:
+            return {}
+
+        async def set_many(self, items: Any) -> None:
+            self.stored.update(items)
+
+        async def delete_many(self, keys: Any) -> None:
+            pass
+
+    gate, values = anyio.Event(), Values()
+
+    async def stream(keys: list[int]) -> AsyncIterator[tuple[int, int]]:
+        yield 1, 10
+        with anyio.CancelScope(shield=True):
+            await gate.wait()
+        yield 2, 20
+
+    async with LoaderScope() as scope:
+        loader = DataLoader(stream, value_cache=values)
+        first, second = loader.load(1), loader.load(2)
+        assert await first == 10
+        scope.cancel("enough")
+        gate.set()
+    assert second.status is LoadHandle.Status.CANCELLED
+    assert values.stored == {1: 10}
+
+
+@needs_eager_tasks
+def test_a_batch_does_not_leave_before_its_key_is_in() -> None:
+    recorder = Recorder[int, int](abs)
+
+    async def main() -> None:
+        async with asyncio_group() as group:
+            loader = DataLoader(recorder, task_group=group, schedule=schedules.rounds(0))
+            with anyio.fail_after(5):
+                assert await loader.load_many([1, 2]) == [1, 2]
+
+    run_with_eager_tasks(main)
+    assert recorder.calls == [[1, 2]]
+
+
+@needs_eager_tasks
+def test_a_batch_that_a_failing_group_cancels_adds_no_error_of_its_own() -> None:
+    loads: list[LoadHandle[int]] = []
+
+    async def main() -> None:
+        async with asyncio_group() as group:
+            loads.append(DataLoader(Recorder[int, int](abs), task_group=group).load(1))
+            raise ValueError
+
+    with pytest.raises(BaseException) as caught:
+        run_with_eager_tasks(main)
+    assert [type(exc) for exc in getattr(caught.value, "exceptions", ())] == [ValueError]
+    assert loads[0].status is LoadHandle.Status.CANCELLED
+
+
+async def test_a_batch_that_is_given_to_a_task_which_is_being_cancelled_goes_with_it() -> None:
+    recorder = Recorder[int, int](abs)
+    loads: list[LoadHandle[int]] = []
+    with anyio.CancelScope() as scope:
+        async with DataLoader(recorder, schedule=schedules.rounds(0)) as loader:
+            await loader.load(1)
+            await wait_all_tasks_blocked()
+            scope.cancel()  # the task too, which waits for its next batch
+            loads.append(loader.load(2))
+            with anyio.CancelScope(shield=True):
+                await wait_all_tasks_blocked()
+    assert loads[0].status is LoadHandle.Status.CANCELLED
+    assert recorder.calls == [[1]]
+
+
+@pytest.mark.only_on("asyncio")
+@needs_task_group
+async def test_a_group_that_fails_takes_no_loads_but_lets_a_batch_finish() -> None:
+    gate, cleaned_up = anyio.Event(), anyio.Event()
+
+    async def fetch(keys: list[int]) -> list[int]:
+        try:
+            await gate.wait()
+        except asyncio.CancelledError:
+            await cleaned_up.wait()
+        return keys
+
+    async def fail() -> None:
+        raise ValueError
+
+    handles: list[LoadHandle[int]] = []
+    with pytest.raises(BaseException) as caught:
+        async with asyncio_group() as group:
+            loader = DataLoader(fetch, task_group=group, schedule=schedules.manual())
+            handles.append(loader.load(1))
+            loader.dispatch()
+            await wait_all_tasks_blocked()
+            group.create_task(fail())
+            try:
+                await anyio.sleep_forever()
+            finally:
+                with pytest.raises(LoaderClosedError):
+                    loader.load(2)
+                cleaned_up.set()
+    assert [type(exc) for exc in getattr(caught.value, "exceptions", ())] == [ValueError]
+    assert handles[0].return_value == 1
+
+
+async def test_a_refused_load_many_wants_nothing_of_what_others_have_queued() -> None:
+    class Refusing(dict[Any, Any]):
+        def __setitem__(self, key: Any, value: Any) -> None:
+            if key == 2:
+                raise MemoryError
+            super().__setitem__(key, value)
+
+    recorder = Recorder[int, int](abs)
+    async with DataLoader(recorder, cache_map=Refusing()) as loader:
+        first = loader.load(1)
+        with pytest.raises(MemoryError):
+            loader.load_many([1, 2])
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await first
+        await wait_all_tasks_blocked()
+    assert recorder.calls == []
+
+
+async def test_a_loader_that_is_opened_in_a_block_is_counted_whoever_loads() -> None:
+    """The task that loads was started before, so that it is in no such block itself."""
+    opened = anyio.Event()
+    loaders: list[DataLoader[int, int]] = []
+
+    async def load() -> None:
+        await opened.wait()
+        await loaders[0].load(1)
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(load)
+        with pytest.raises(AssertionError, match="expected at most 0 batches, got 1"):
+            with max_batches(0):
+                async with DataLoader(Recorder[int, int](abs)) as loader:
+                    loaders.append(loader)
+                    opened.set()
+                    await wait_all_tasks_blocked()
+
+
+async def test_a_loader_that_has_loaded_nothing_cannot_be_entered_again() -> None:
+    loader = DataLoader(Recorder[int, int](abs))
+    async with loader:
+        with pytest.raises(RuntimeError, match="entered once"):
+            await loader.__aenter__()
+        assert await loader.load(-1) == 1
+
+
+async def test_a_key_joins_the_batch_that_a_hook_has_opened_last() -> None:
+    once: list[object] = []
+
+    def load_three(event: object) -> None:
+        if isinstance(event, BatchOpened) and not once:
+            once.append(event)
+            for key in (-2, -3, -4):
+                loader.load(key)
+
+    recorder = Recorder[int, int](abs)
+    async with DataLoader(recorder, max_batch_size=2, hooks=[load_three]) as loader:
+        assert await loader.load(-1) == 1
+        await wait_all_tasks_blocked()
+    assert sorted(recorder.calls) == [[-4, -1], [-2, -3]]
+
+
+async def test_a_scope_that_has_ended_can_be_cleared_from_anywhere() -> None:
+    async with LoaderScope() as scope:
+        loader = scope.get(Recorder[int, int](abs))
+        await loader.load(1)
+    await anyio.to_thread.run_sync(scope.clear_all)
+    assert loader.statistics().cached == 0
+
+
+def test_a_loader_whose_loop_has_ended_can_be_looked_into() -> None:
+    loader = DataLoader(Recorder[int, int](abs))
+
+    async def main() -> None:
+        async with loader:
+            await loader.load(-1)
+
+    asyncio.run(main())
+    loaded = loader.peek(-1)
+    assert loaded is not None
+    assert loaded.return_value == 1
+    assert loader.clear_all().peek(-1) is None
+
+
+async def test_a_batch_is_not_sent_if_what_was_wanted_of_it_is_primed() -> None:
+    """The other key was given up while the batch waited for its token."""
+    limiter = anyio.CapacityLimiter(1)
+    recorder = Recorder[int, int](abs)
+    async with DataLoader(recorder, limiter=limiter) as loader:
+        await limiter.acquire_on_behalf_of(recorder)
+        first, second = loader.load(1), loader.load(2)
+        loader.dispatch()
+        await wait_all_tasks_blocked()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await first
+        loader.prime(2, 20, force=True)
+        assert first.status is LoadHandle.Status.CANCELLED
+        limiter.release_on_behalf_of(recorder)
+        assert await second == 20
+        await wait_all_tasks_blocked()
+    assert recorder.calls == []
+
+
+@coroutine
+def step_by_step(steps: Any) -> Generator[Any, Any, Any]:
+    """Await a coroutine as a task does: by its methods."""
+    method, argument = steps.send, None
+    while True:
+        try:
+            yielded = method(argument)
+        except StopIteration as stop:
+            return stop.value
+        try:
+            method, argument = steps.send, (yield yielded)
+        except BaseException as exc:
+            method, argument = steps.throw, exc
+
+
+async def test_several_tasks_can_take_the_steps_of_one_handle() -> None:
+    gate = anyio.Event()
+    got: list[int] = []
+
+    async def wait_for(handle: Any) -> None:
+        got.append(await step_by_step(handle))
+
+    async with DataLoader(Recorder[int, int](abs, gate=gate)) as loader:
+        async with anyio.create_task_group() as tg:
+            handle = loader.load(-1)
+            for _ in range(3):
+                tg.start_soon(wait_for, handle)
+            await wait_all_tasks_blocked()
+            gate.set()
+    assert got == [1, 1, 1]
