@@ -71,9 +71,11 @@ class LoaderRules(BatchRules, Protocol):
 
 
 class _Worker:
-    __slots__ = ("batch", "scope", "waiter")
+    __slots__ = ("batch", "begun", "scope", "waiter")
 
     def __init__(self, batch: Batch) -> None:
+        #: Whether its task has made its first step.
+        self.begun = False
         #: What to do now; ``None`` while idle.
         self.batch: Batch | None = batch
         self.scope = CancelScope()
@@ -264,6 +266,7 @@ class Dispatcher:
     # Workers
 
     async def _work(self, worker: _Worker) -> None:
+        worker.begun = True
         try:
             if self._starting:
                 # An eager task group runs this inside load(). Without a checkpoint first the
@@ -285,7 +288,7 @@ class Dispatcher:
                     # hit the end of this task.
                     await self.backend.checkpoint()
         except BaseException as exc:
-            if not _is_stray(exc, worker.scope):
+            if not _is_stray(exc):
                 raise
             batch = worker.batch
             if batch is not None and self._owns_group:
@@ -328,7 +331,7 @@ class Dispatcher:
             if not batch.is_done:
                 batch.fail(exc)
         except BaseException as exc:
-            stray = _is_stray(exc, batch.worker_scope)
+            stray = _is_stray(exc)
             if not batch.is_done:
                 batch.cancel(f"the batch function ended by {type(exc).__name__}", exc)
             if stray:
@@ -428,7 +431,6 @@ class Dispatcher:
             await self._join(leaving)
         finally:
             self.state = CLOSED
-            self._cancel_batches("its scope was left", leaving)
             # Nothing of the scope shall live on in loaders and handles that do.
             self.loaders = []
             self.context = Context()
@@ -439,6 +441,12 @@ class Dispatcher:
     async def _join(self, leaving: BaseException | None) -> None:
         if not self._owns_group:
             with CancelScope(shield=True):
+                for _ in range(2):  # after which every task has made its first step, in any order
+                    if not all(worker.begun for worker in self._workers):
+                        await self.backend.checkpoint()
+                for worker in list(self._workers):
+                    if not worker.begun:  # nor ever will: it was cancelled natively before that
+                        self._ended(worker)
                 while self._workers:
                     await delegate(park(self.backend, self._changed))
             return
@@ -479,34 +487,31 @@ class Dispatcher:
         return wanted
 
 
-def _is_stray(exc: BaseException, scope: CancelScope | None) -> bool:
+def _is_stray(exc: BaseException) -> bool:
     """
-    Whether a cancellation comes from no cancel scope.
+    Whether a cancellation comes from no cancel scope around the running code.
 
     It was raised by a batch function itself, or is a native one of this task alone. Let out of the
     task it would cancel the whole group; kept in, it still ends the task.
     """
     return (
         isinstance(exc, anyio.get_cancelled_exc_class())
-        and not (scope is not None and scope.cancel_called)
         and anyio.current_effective_deadline() != -math.inf
     )
 
 
-async def leave_bare(group: TaskGroup, leaving: BaseException | None) -> bool:
+async def leave_bare(group: TaskGroup, leaving: BaseException | None) -> None:
     """
     Leave an anyio task group, whose tasks are done or cancelled, without an ExceptionGroup.
 
     :param leaving: what made the body end; it goes on by itself, unless it is a cancellation: that
-        has to pass through the group, which may be its target
-    :return: whether it was
+        has to pass through the group, which may be its target, and raises it if it is not
     """
     passed: tuple[Any, Any, Any] = (None, None, None)
     if isinstance(leaving, anyio.get_cancelled_exc_class()):
         passed = (type(leaving), leaving, leaving.__traceback__)
     try:
-        # Left without an exception, a group that was cancelled says so too.
-        return bool(await group.__aexit__(*passed)) and leaving is passed[1]
+        await group.__aexit__(*passed)
     except BaseExceptionGroup as errors:
         if len(errors.exceptions) == 1:
             raise errors.exceptions[0] from None

@@ -1526,3 +1526,48 @@ async def test_several_tasks_can_take_the_steps_of_one_handle() -> None:
             await wait_all_tasks_blocked()
             gate.set()
     assert got == [1, 1, 1]
+
+
+@pytest.mark.only_on("asyncio")
+async def test_a_function_that_was_given_up_may_end_by_a_cancellation_of_its_own() -> None:
+    gate, cleaned_up = anyio.Event(), anyio.Event()
+
+    async def fetch(keys: list[int]) -> list[int]:
+        try:
+            await anyio.sleep_forever()
+        except asyncio.CancelledError:
+            pass
+        with anyio.CancelScope(shield=True):
+            await cleaned_up.wait()
+        raise asyncio.CancelledError  # such as that of a future which it has cancelled itself
+
+    async with LoaderScope() as loaders:
+        other = loaders.get(Recorder[int, int](abs, gate=gate)).load(-1)
+        with anyio.CancelScope() as scope:
+            load = loaders.get(fetch).load(1)
+            await wait_all_tasks_blocked()
+            scope.cancel()
+            await load
+        await wait_all_tasks_blocked()
+        cleaned_up.set()
+        await wait_all_tasks_blocked()
+        gate.set()
+        assert await other == 1
+
+
+@pytest.mark.only_on("asyncio")
+@pytest.mark.filterwarnings("ignore:coroutine 'Dispatcher._work' was never awaited")  # by anyio
+async def test_a_scope_in_a_given_group_can_be_left_though_a_task_never_began() -> None:
+    """It was cancelled natively in the round that it was made in, as asyncio.run() does at its end."""
+
+    async def job() -> None:
+        async with anyio.create_task_group() as tg:
+            async with LoaderScope(tg) as scope:
+                load = scope.get(Recorder[int, int](abs)).load(1)
+                for task in asyncio.all_tasks():
+                    if task.get_name().startswith("anyloader"):
+                        task.cancel()
+                await load
+
+    with anyio.fail_after(5):
+        await asyncio.create_task(job())

@@ -91,11 +91,8 @@ class _Request:
                 leaving = exc
             tasks.cancel_scope.cancel()  # the watcher, before it can see the stream closed
         try:
-            was_ours = await leave_bare(tasks, leaving)
-            # Leaving a cancelled group swallows a cancellation even where none was handed in.
-            if leaving is not None and not (
-                was_ours and isinstance(leaving, anyio.get_cancelled_exc_class())
-            ):
+            await leave_bare(tasks, leaving)
+            if leaving is not None and not isinstance(leaving, anyio.get_cancelled_exc_class()):
                 raise leaving
         finally:
             del leaving  # its traceback holds this frame, which shall not hold it
