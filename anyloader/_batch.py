@@ -454,9 +454,7 @@ class Batch:
 
         :raises BatchResultError: if ``pair`` is no pair, or its key is unknown or was given before
         """
-        rules, index = self.rules, self._index
-        if index is None:  # pragma: no cover - distinct_keys() came first
-            raise RuntimeError("not a stream")
+        rules, index = self.rules, self._index or {}
         if not isinstance(pair, tuple) or len(pair) != 2:
             raise wrong_result(rules, self.keys_, f"yielded {excerpt(pair)}, no pair")
         key, value = pair

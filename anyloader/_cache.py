@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from ._results import excerpt
 
-__all__ = ("ValueCache", "evict", "unhashable")
+__all__ = ("ValueCache", "check_hashable", "evict")
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -45,21 +45,19 @@ def evict(cache: MutableMapping[Any, Any], cache_key: Any, entry: object) -> Non
         cache.pop(cache_key, None)
 
 
-def unhashable(
+def check_hashable(
     name: str,
     key: object,
     cache_key: object,
     cannot: str = "cache",
     otherwise: str = ", or switch the cache off with cache=False",
-) -> TypeError | None:
-    """Return the error for a key that cannot be cached, ``None`` if it can."""
+) -> None:
+    """:raises TypeError: if the key cannot be cached"""
+    # An error in a variable would be in a cycle with this frame, by its traceback, and hold the key.
     try:
         hash(cache_key)
     except TypeError as exc:
-        error = TypeError(
+        raise TypeError(
             f"{name} cannot {cannot} the key {excerpt(key)}, as a {type(cache_key).__name__} is "
             f"not hashable; give get_cache_key a function that makes a hashable key of it{otherwise}"
-        )
-        error.__cause__ = exc
-        return error
-    return None
+        ) from exc

@@ -16,7 +16,7 @@ import math
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Sequence
 from contextvars import Context, ContextVar, copy_context
-from types import CoroutineType, TracebackType, coroutine
+from types import CoroutineType, coroutine
 from typing import Any, Final, Protocol
 
 import anyio
@@ -38,7 +38,7 @@ from ._backend import (
 from ._batch import Batch, BatchRules
 from ._errors import LoaderClosedError
 from ._handle import running_batch
-from ._results import excerpt, wrong_result
+from ._results import excerpt, without_our_frames, wrong_result
 from .hooks import BatchStarted, Hook, watches
 from .schedules import Manual, Polling, quiescent
 
@@ -327,7 +327,7 @@ class Dispatcher:
                 batch.start()
                 await _in_context(self.context.copy(), self._call(batch))
         except Exception as exc:
-            exc.__traceback__ = _without_our_frames(exc.__traceback__)
+            exc.__traceback__ = without_our_frames(exc.__traceback__)
             if not batch.is_done:
                 batch.fail(exc)
         except BaseException as exc:
@@ -595,18 +595,6 @@ def _task_starter(group: Any) -> Callable[[Any, _Worker, str], None]:
         "task_group must be an anyio TaskGroup, a trio Nursery or an asyncio.TaskGroup, "
         f"not {group!r}"
     )
-
-
-def _without_our_frames(tb: TracebackType | None) -> TracebackType | None:
-    """
-    Return the traceback from where it leaves this package on.
-
-    What is left leads into the batch function. It also holds no frame of ours, which would hold the
-    batch, which holds the error.
-    """
-    while tb is not None and tb.tb_frame.f_globals.get("__package__") == __package__:
-        tb = tb.tb_next
-    return tb
 
 
 def _closed(name: str) -> str:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypedDict, TypeVar, ca
 from anyio import CapacityLimiter
 
 from ._batch import Batch, new_handle
-from ._cache import ValueCache, evict, unhashable
+from ._cache import ValueCache, check_hashable, evict
 from ._dispatcher import Dispatcher, ambient
 from ._errors import LoaderNotOpenError
 from ._handle import NOBODY, Failure, LoadHandle, LoadManyHandle, outcome_of, running_batch
@@ -455,11 +455,11 @@ class DataLoader(Generic[K, V]):
             try:
                 entry = cache.get(cache_key)
             except TypeError:
-                self._refuse_unhashable(key, cache_key)
+                check_hashable(self.name, key, cache_key)
                 raise
         elif self._deduplicates:
             cache_key = self._cache_key(key)
-            self._refuse_unhashable(key, cache_key)
+            check_hashable(self.name, key, cache_key)
             entry = None if self._open is None else self._open.find(cache_key)
         if entry is not None:
             batch = entry._batch
@@ -568,7 +568,7 @@ class DataLoader(Generic[K, V]):
     ) -> None:
         if self._deduplicates:
             for key, cache_key in zip(keys, cache_keys):
-                self._refuse_unhashable(key, cache_key)
+                check_hashable(self.name, key, cache_key)
         for key, cache_key in zip(keys, cache_keys):
             batch = self._open or self._open_batch()
             batch.join(many)
@@ -604,7 +604,7 @@ class DataLoader(Generic[K, V]):
             found = list(map(get, cache_keys))
         except TypeError:
             for key, cache_key in zip(keys, cache_keys):
-                self._refuse_unhashable(key, cache_key)
+                check_hashable(self.name, key, cache_key)
             raise
         if keys and type(cache) is dict and not any(found):
             if self._open is None:
@@ -737,7 +737,7 @@ class DataLoader(Generic[K, V]):
         self._check_place()
         if self._cache is not None:
             cache_key = self._cache_key(key)
-            self._refuse_unhashable(key, cache_key)
+            check_hashable(self.name, key, cache_key)
             self._cache.pop(cache_key, None)
             if self.value_cache is not None:
                 self._delete_values([cache_key])
@@ -802,7 +802,7 @@ class DataLoader(Generic[K, V]):
         if key is None:
             raise TypeError(f"{self.name}.prime() takes a key, not None")
         cache_key = self._cache_key(key)
-        self._refuse_unhashable(key, cache_key)
+        check_hashable(self.name, key, cache_key)
         entry = cache.get(cache_key)
         if entry is not None and not force:
             return self
@@ -841,13 +841,8 @@ class DataLoader(Generic[K, V]):
         if self._cache is None:
             return None
         cache_key = self._cache_key(key)
-        self._refuse_unhashable(key, cache_key)
+        check_hashable(self.name, key, cache_key)
         return self._cache.get(cache_key)
-
-    def _refuse_unhashable(self, key: K, cache_key: Any) -> None:
-        error = unhashable(self.name, key, cache_key)
-        if error is not None:
-            raise error
 
     # What can be seen from outside
 

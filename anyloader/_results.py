@@ -5,11 +5,20 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import islice
+from types import TracebackType
 from typing import Any, Protocol
 
 from ._errors import BatchResultError
 
-__all__ = ("ResultRules", "aligned", "excerpt", "log_exception", "on_missing_value", "wrong_result")
+__all__ = (
+    "ResultRules",
+    "aligned",
+    "excerpt",
+    "log_exception",
+    "on_missing_value",
+    "without_our_frames",
+    "wrong_result",
+)
 
 _EXPECTED = (
     "an iterable with one value per key, a mapping from key to value, "
@@ -74,6 +83,18 @@ def wrong_result(rules: ResultRules, keys: Sequence[Any], problem: str) -> Batch
 def excerpt(thing: object) -> str:
     """Return a bounded ``repr``; one that raises is no second error, which reprlib sees to."""
     return reprlib.repr(thing)
+
+
+def without_our_frames(tb: TracebackType | None) -> TracebackType | None:
+    """
+    Return the traceback from where it leaves this package on.
+
+    What is left leads into the user's function. It also holds no frame of ours, which would hold the
+    batch, which holds the error.
+    """
+    while tb is not None and tb.tb_frame.f_globals.get("__package__") == __package__:
+        tb = tb.tb_next
+    return tb
 
 
 def log_exception(message: str) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
 
 from ._batch import Batch, BatchRules
-from ._cache import ValueCache, unhashable
+from ._cache import ValueCache, check_hashable
 from ._handle import Failure, LoadHandle
+from ._results import without_our_frames
 from .hooks import ValueCacheFailed, ValueCacheHit, ValueCacheMiss
 
 __all__ = ("ask", "delete", "store")
@@ -65,18 +66,16 @@ def _by_cache_key(batch: Batch) -> list[tuple[Any, LoadHandle[Any]]]:
     for key, entry in zip(batch.keys_, batch.entries):
         try:
             cache_key = rules._cache_key(key)
-            error = unhashable(rules.name, key, cache_key, "ask its value cache for", "")
-            if error is not None:
-                error.__cause__ = None  # its traceback leads back to this frame, as below
-                raise error
+            check_hashable(rules.name, key, cache_key, "ask its value cache for", "")
         except Exception as exc:
-            # Without this frame, which holds the batch, which holds the error.
-            exc.__traceback__ = exc.__traceback__ and exc.__traceback__.tb_next
+            exc.__traceback__ = without_our_frames(exc.__traceback__)
             wrong.append((Failure(exc, exc.__traceback__), entry))
         else:
             entries.append((cache_key, entry))
     if wrong:
         batch.settle_some(wrong)
+        # By f_back the tracebacks lead here, and here shall nothing lead to the errors.
+        del wrong, entry  # pyright: ignore[reportPossiblyUnboundVariable]
     return entries
 
 

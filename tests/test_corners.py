@@ -26,7 +26,7 @@ from anyloader import (
 from anyloader.hooks import BatchCancelled, BatchFinished, BatchOpened, LoadHit, ValueCacheFailed
 from anyloader.integrations.asgi import LoaderScopeMiddleware
 from anyloader.testing import max_batches
-from support import Recorder, backend_options, wait_all_tasks_blocked
+from support import Recorder, backend_options, run_seeds, wait_all_tasks_blocked
 
 pytestmark = pytest.mark.anyio
 
@@ -225,6 +225,38 @@ async def test_a_native_cancellation_never_met_does_not_reach_a_foreign_group() 
         await wait_all_tasks_blocked()
         cancelled.append(tg.cancel_scope.cancel_called)
     assert cancelled == [False]  # and the body came so far
+
+
+@pytest.mark.only_on("asyncio")
+async def test_a_native_cancellation_met_by_another_one_does_not_end_the_scope() -> None:
+    async def fetch(keys: list[int]) -> list[int]:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        raise asyncio.CancelledError
+
+    async with LoaderScope() as loaders:
+        gate = anyio.Event()
+        other = loaders.get(Recorder[int, int](abs, gate=gate)).load(-1)
+        with pytest.raises(LoadCancelledError):
+            await loaders.get(fetch).load(1)
+        await wait_all_tasks_blocked()
+        gate.set()
+        assert await other == 1
+
+
+def test_leaving_a_scope_waits_for_a_task_that_has_not_begun(shuffled_backend: str) -> None:
+    async def fetch(keys: list[int]) -> list[int]:
+        raise AssertionError("nobody awaits this")
+
+    async def main() -> list[str]:
+        async with anyio.create_task_group() as tg:
+            async with LoaderScope(tg) as loaders:
+                loaders.get(fetch).load(1)
+            names = [task.name or "" for task in anyio.get_running_tasks()]
+        return [name for name in names if name.startswith("anyloader")]
+
+    assert run_seeds(shuffled_backend, range(20), main) == []
 
 
 async def test_leaving_a_scope_in_a_given_group_can_be_cancelled() -> None:

@@ -32,6 +32,12 @@ class Data:
         self.name = name
 
 
+class Unhashable(list[Data]):
+    """A key that cannot be cached as it is."""
+
+    name = "key"
+
+
 class Refused(Exception):
     pass
 
@@ -62,7 +68,7 @@ async def drop(load: Callable[..., Awaitable[Any]], *args: Any) -> None:
     """
     try:
         await load(*args)
-    except Refused:
+    except (Refused, TypeError):
         pass
 
 
@@ -128,6 +134,13 @@ async def a_failed_batch_with_many_waiters(loader: Loader) -> None:
     async with anyio.create_task_group() as tg:
         for _ in range(3):
             tg.start_soon(drop, loader.load, key)
+
+
+@scenario
+async def a_key_that_cannot_be_hashed(loader: Loader) -> None:
+    key: Any = Unhashable([Data("key")])
+    await drop(lambda: loader.load(key))
+    await drop(lambda: loader.load_many([Data("key"), key]))
 
 
 @scenario
@@ -206,6 +219,12 @@ async def a_handle_that_is_driven(loader: Loader) -> None:
             tg.start_soon(lambda: load)
 
 
+def cache_key(key: Data) -> str:
+    if isinstance(key, Unhashable):
+        raise TypeError
+    return key.name
+
+
 class NoValues:
     """A value cache that has nothing and keeps nothing."""
 
@@ -228,6 +247,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "defer_hits": {"defer_hits": True},
     "rounds": {"schedule": schedules.rounds(0)},
     "value cache": {"value_cache": NoValues(), "cache": False},
+    "value cache, cache key": {
+        "value_cache": NoValues(),
+        "cache": False,
+        "get_cache_key": cache_key,
+    },
     "hooks": {"hooks": [lambda event: None]},
 }
 FUNCTIONS: dict[str, Any] = {"list": fetch, "stream": stream, "mapping": mapping}
