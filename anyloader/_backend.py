@@ -113,9 +113,9 @@ class AsyncioBackend:
     @staticmethod
     def prepare(context: Context) -> None:
         # In a callback there is no task by which sniffio could see where it is.
-        sniffio = sys.modules.get("sniffio")
-        if sniffio is not None:  # pragma: no branch - trio brings it
-            context.run(sniffio.current_async_library_cvar.set, "asyncio")
+        library = getattr(sys.modules.get("sniffio"), "current_async_library_cvar", None)
+        if library is not None:
+            context.run(library.set, "asyncio")
 
     def wake(self, waiters: Iterable[asyncio.Future[None]]) -> None:
         for future in waiters:
@@ -205,14 +205,15 @@ def _current_trio_token() -> object:
 
 def running_backend() -> Backend | None:
     """Return a backend for the event loop that runs in this thread, or ``None``."""
-    # Neither is imported here: whoever runs a loop of theirs has done that. trio first: as a guest
-    # it runs inside the turns of a host loop that may be asyncio's.
-    lowlevel = sys.modules.get("trio.lowlevel")
-    if lowlevel is not None and lowlevel.in_trio_run():
-        return TrioBackend(lowlevel)
-    asyncio = sys.modules.get("asyncio")
-    loop = None if asyncio is None else asyncio._get_running_loop()
-    return None if asyncio is None or loop is None else AsyncioBackend(asyncio, loop)
+    # Neither is imported here: whoever runs a loop of theirs has done that. While another thread is
+    # just importing one, its module lacks names. trio first: as a guest it runs inside the turns of a
+    # host loop that may be asyncio's.
+    in_trio_run = getattr(sys.modules.get("trio.lowlevel"), "in_trio_run", None)
+    if in_trio_run is not None and in_trio_run():
+        return TrioBackend(sys.modules["trio.lowlevel"])
+    running_loop = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
+    loop = None if running_loop is None else running_loop()
+    return None if loop is None else AsyncioBackend(sys.modules["asyncio"], loop)
 
 
 def has_ended(group: Any) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
+from types import ModuleType
 from typing import Any
 
 import anyio
@@ -17,9 +19,11 @@ from anyloader import (
     LoadCancelledError,
     LoaderClosedError,
     LoaderNotOpenError,
+    LoaderScope,
     LoadHandle,
     schedules,
 )
+from anyloader.hooks import BatchOpened, Event
 from support import BACKENDS, Recorder, backend_options, wait_all_tasks_blocked
 
 pytestmark = pytest.mark.anyio
@@ -515,3 +519,43 @@ async def test_loads_in_a_group_not_yet_entered_leave_no_trace() -> None:
     async with group:
         assert await loader.load(1) == 1
     assert batches.calls == [[1]]
+
+
+@pytest.mark.only_on("asyncio")
+async def test_a_module_that_another_thread_is_just_importing_is_none_yet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It stands in sys.modules, and its names are still to come."""
+    for name in ("trio.lowlevel", "sniffio"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    async with DataLoader(Recorder[int, int](abs)) as loader:
+        assert await loader.load(-1) == 1
+
+
+def test_event_loops_in_several_threads_do_not_meet() -> None:
+    numbers: list[int] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, BatchOpened):
+            numbers.append(event.batch)
+
+    class Squares(DataLoader[int, int]):
+        hooks = (note,)
+
+        async def batch_load_fn(self, keys: list[int]) -> list[int]:
+            await checkpoint()
+            return [key * key for key in keys]
+
+    async def requests() -> None:
+        for first in range(20):
+            async with LoaderScope() as scope:
+                keys = range(first, first + 5)
+                assert await scope.get(Squares).load_many(keys) == [key * key for key in keys]
+
+    def run(backend: str) -> None:
+        name, options = backend_options(backend)
+        anyio.run(requests, backend=name, backend_options=options)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(run, BACKENDS * 2))
+    assert len(set(numbers)) == len(numbers) == 2 * len(BACKENDS) * 20
