@@ -191,9 +191,8 @@ def park(backend: Backend, waiters: Waiters) -> Generator[Any, Any, None]:
 
 def wake_all(backend: Backend, waiters: Waiters) -> None:
     """Wake everybody in ``waiters``, and leave it empty for the next ones."""
-    if waiters:
-        backend.wake(waiters)
-        waiters.clear()
+    backend.wake(waiters)
+    waiters.clear()
 
 
 def _current_trio_token() -> object:

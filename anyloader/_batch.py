@@ -259,7 +259,7 @@ class Batch:
         if many not in self.load_manys:
             self.load_manys[many] = None
             self.live += 1
-            many._batches[self] = None
+            many._batches.setdefault(self, [])
             self.note_origin()
 
     def note_origin(self) -> None:

@@ -114,8 +114,6 @@ class Dispatcher:
         #: At most one worker: it serves a program that loads one thing after the other, and a crowd
         #: is started so rarely that keeping one parked would only hold memory.
         self._idle: list[_Worker] = []
-        #: True while a task is being started: an eager task group runs its first step inside.
-        self._starting = False
         #: Who waits, while CLOSING, for the next change of batches or workers.
         self._changed: Waiters = {}
         backend = running_backend()
@@ -124,6 +122,8 @@ class Dispatcher:
 
     backend: Backend
     token: object = None
+    #: True while a task is being started: an eager task group runs its first step inside.
+    _starting: bool
 
     def _use(self, backend: Backend) -> None:
         self.backend = backend
@@ -134,7 +134,7 @@ class Dispatcher:
 
     def attach(self, loader: LoaderRules) -> None:
         """Let a loader run here, which was admitted."""
-        if self.token is not None and (self.entered or not loader._is_manual):
+        if self.entered or not loader._is_manual:
             loader._bind(self.token)
         if self.entered:
             self.loaders.append(loader)
@@ -260,8 +260,7 @@ class Dispatcher:
 
     def reconsider(self) -> None:
         """Something changed that the way out may be waiting for."""
-        if self.state is CLOSING:
-            wake_all(self.backend, self._changed)
+        wake_all(self.backend, self._changed)
 
     # Workers
 

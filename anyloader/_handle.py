@@ -88,8 +88,7 @@ def check_place(batch: Batch) -> None:
     :raises RuntimeError: if the loader was opened in another event loop or thread
     """
     batch.dispatcher.check_thread()
-    if batch.worker_scope is None:
-        batch.dispatcher.fail_if_ended(batch)
+    batch.dispatcher.fail_if_ended(batch)
 
 
 class _Driven(Coroutine[Any, Any, T_co]):
@@ -249,8 +248,7 @@ class LoadHandle(_Driven[V_co]):
         :raises LoadDeadlockError: if called in a batch function that could not end before the load
             settles
         """
-        if self._batch is not None:
-            await delegate(self.__await__(False))
+        await delegate(self.__await__(False))
 
     def __await__(self, outcome: bool = True) -> Generator[Any, Any, V_co]:
         # All in one generator, with nothing to delegate to but the waiter: it runs for every load
@@ -343,7 +341,6 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
         "_awaits",
         "_batches",
         "_handles",
-        "_handles_of",
         "_return_exceptions",
         "_sorted",
     )
@@ -352,11 +349,10 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
         # Filled by the loader, and by ``Batch.join``.
         self._handles: list[LoadHandle[V]] = []
         #: The batches that may settle some of the handles. In each of them this object is one load.
-        self._batches: dict[Batch, None] = {}
-        self._return_exceptions = return_exceptions
-        #: See :meth:`_pending_in`. ``_sorted``: how many of the handles are in there.
-        self._handles_of: dict[Batch | None, list[LoadHandle[V]]] = {}
+        #: With the handles in question, as far as these were sorted: see :meth:`_pending_in`.
+        self._batches: dict[Batch, list[LoadHandle[V]]] = {}
         self._sorted = 0
+        self._return_exceptions = return_exceptions
         #: How many tasks await it now; ``None`` before the first.
         self._awaits: int | None = None
 
@@ -371,9 +367,10 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
     def _pending_in(self, batch: Batch) -> list[LoadHandle[V]]:
         """Return the handles that ``batch`` will settle, without a look at those of all others."""
         for handle in self._handles[self._sorted :]:
-            self._handles_of.setdefault(handle._batch, []).append(handle)
+            if handle._batch is not None:
+                self._batches[handle._batch].append(handle)
         self._sorted = len(self._handles)
-        return [handle for handle in self._handles_of.get(batch, ()) if handle._batch is batch]
+        return [handle for handle in self._batches[batch] if handle._batch is batch]
 
     def __await__(self) -> Generator[Any, Any, list[V]]:
         failure = (yield from self._until_settled()) if self._batches else None
@@ -408,15 +405,14 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
             self._awaits -= 1
             if not self._awaits:
                 for batch in pending:
-                    if not batch.is_done:
-                        batch.give_up(self)
+                    batch.give_up(self)
             raise
         finally:
             if origin is not None:
                 origin.end_wait(pending)
         # Got what it wanted, which is not giving up: so never back to 0.
         self._awaits = self._awaits - 1 or None
-        self._batches = {batch: None for batch in pending if not batch.is_done}
+        self._batches = {batch: self._batches[batch] for batch in pending if not batch.is_done}
         for batch in self._batches:
             batch.dispatcher.reconsider()
         return failure
@@ -432,10 +428,7 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
         return None
 
     def _pending_backend(self) -> Backend | None:
-        for batch in self._batches:
-            if not batch.is_done:
-                return batch.backend
-        return None
+        return next((batch.backend for batch in self._batches), None)
 
     def __repr__(self) -> str:
         pending = sum(handle._batch is not None for handle in self._handles)

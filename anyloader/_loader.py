@@ -652,11 +652,10 @@ class DataLoader(Generic[K, V]):
             pending = entry._batch
             if pending is not None:
                 shared += 1
-                if pending is not batch:
-                    pending.join(many)
+                pending.join(many)
             elif self.defer_hits and self._open is not None:
                 entry = self._open.defer(entry, NOBODY)
-                many._batches[self._open] = None
+                many._batches.setdefault(self._open, [])
             handles.append(entry)
             if self._hooks is not None:
                 self._tell_load(key, pending, shared=True)
@@ -702,8 +701,7 @@ class DataLoader(Generic[K, V]):
             if entry._batch is not None:  # a hook may have settled it
                 entry._batch.take_out(entry, Failure(exc, None))
         for batch in many._batches:
-            if not batch.is_done:
-                batch.give_up(many)
+            batch.give_up(many)
 
     def dispatch(self) -> None:
         """

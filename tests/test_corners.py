@@ -250,11 +250,12 @@ def test_leaving_a_scope_waits_for_a_task_that_has_not_begun(shuffled_backend: s
         raise AssertionError("nobody awaits this")
 
     async def main() -> list[str]:
+        names: list[str | None] = []
         async with anyio.create_task_group() as tg:
             async with LoaderScope(tg) as loaders:
                 loaders.get(fetch).load(1)
-            names = [task.name or "" for task in anyio.get_running_tasks()]
-        return [name for name in names if name.startswith("anyloader")]
+            names += [task.name for task in anyio.get_running_tasks()]
+        return [name for name in names if name and name.startswith("anyloader")]
 
     assert run_seeds(shuffled_backend, range(20), main) == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
@@ -793,3 +794,30 @@ async def test_closing_a_handle_gives_up_what_the_task_drove(ask: Ask, value: ob
         gate.set()
         seen.append(await handle)
     assert seen == [value, value]
+
+
+def held_by(thing: object) -> set[str]:
+    """The names of the types of all that ``thing`` leads to, but for what classes lead to."""
+    found: dict[int, object] = {}
+    unseen = [thing]
+    while unseen:
+        one = unseen.pop()
+        if id(one) not in found and not isinstance(one, type):
+            found[id(one)] = one
+            unseen += gc.get_referents(one)
+    return {type(one).__name__ for one in found.values()}
+
+
+async def test_a_settled_handle_holds_its_key_and_its_value_only() -> None:
+    gate = anyio.Event()
+    async with DataLoader(Recorder[str, bytes](str.encode, gate=gate), max_batch_size=2) as loader:
+        one, many = loader.load("key"), loader.load_many(["a", "b", "c"])
+        async with anyio.create_task_group() as tg:
+            for _ in range(2):
+                tg.start_soon(lambda: one)
+                tg.start_soon(lambda: many)
+            await wait_all_tasks_blocked()
+            gate.set()
+        assert one.return_value == b"key"
+        assert held_by(one) == {"LoadHandle", "str", "bytes", "NoneType"}
+        assert held_by(many) == held_by(one) | {"LoadManyHandle", "list", "dict", "int", "bool"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -148,8 +149,11 @@ async def test_with_the_cache_off_a_batch_of_such_keys_alone_asks_nobody() -> No
 
     store, fetch = Store(), Recorder[int, str](str)
     async with DataLoader(fetch, cache=False, value_cache=store, get_cache_key=refuse) as loader:
-        with pytest.raises(LookupError):
-            await loader.load(1)
+        load = loader.load(1)
+        await load.wait()
+        assert isinstance(load.exception, LookupError)
+        frames = [frame.name for frame in traceback.extract_tb(load.exception.__traceback__)]
+        assert frames == ["refuse"]
         assert loader.statistics().running == 0
     assert (fetch.calls, store.calls) == ([], [])
 
