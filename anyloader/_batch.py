@@ -532,7 +532,7 @@ class Batch:
         self.dispatcher.reconsider()
         if self.state is SEALED:
             self._sift(abandoned_too=False)
-            if not self.live or not self.entries:
+            if not self.live:
                 self.cancel("all its loads were given up or answered otherwise", None)
         return True
 

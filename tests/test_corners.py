@@ -189,7 +189,7 @@ async def test_schedules_say_what_they_are() -> None:
 
 async def test_a_scope_that_was_cancelled_refuses_loads_and_settles_waiters() -> None:
     async with LoaderScope() as scope:
-        loader = scope.get(Recorder[int, int](abs, gate=anyio.Event()))
+        loader = scope.get(Recorder[int, int](abs, gate=anyio.Event())).prime(0, 0)
         handle, queued = loader.load(1), loader.load(2)
         await wait_all_tasks_blocked()
         later = loader.load(3)
@@ -197,8 +197,9 @@ async def test_a_scope_that_was_cancelled_refuses_loads_and_settles_waiters() ->
         for load in handle, queued, later:
             with pytest.raises(LoadCancelledError, match="enough"):
                 await load
-        with pytest.raises(LoaderClosedError):
-            loader.load(4)
+        for key in 4, 0:
+            with pytest.raises(LoaderClosedError):
+                loader.load(key)
 
 
 async def test_keys_can_come_from_any_iterable() -> None:

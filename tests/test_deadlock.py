@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from itertools import pairwise
 from typing import Any
 
 import anyio
@@ -373,6 +374,26 @@ async def test_a_token_of_a_batch_that_waits_for_nobody() -> None:
         busy.load(1)
         await wait_all_tasks_blocked()
         handle = a.load(1)
+        await wait_all_tasks_blocked()
+        assert limiter.statistics().tasks_waiting == 1
+        gate.set()
+        assert await settled(handle) == 1
+    assert loaders.errors == []
+
+
+async def test_a_token_behind_many_batches_of_which_the_last_waits_for_nobody() -> None:
+    limiter = anyio.CapacityLimiter(1)
+    gate = anyio.Event()
+    fetch = Recorder[int, int](lambda key: key, gate=gate)
+    async with DataLoader(fetch) as last, Loaders() as loaders:
+        loaders.by_name["last"] = last
+        names = [*"abcdefg", "last"]
+        for name, needed in pairwise(names):
+            await loaders.open(name, {1: (needed, 1)}, limiter=limiter if name == "a" else None)
+        waiter = await loaders.open("waiter", {1: ("a", 1000)})
+        loaders.by_name["a"].load(1)
+        await wait_all_tasks_blocked()
+        handle = waiter.load(1)
         await wait_all_tasks_blocked()
         assert limiter.statistics().tasks_waiting == 1
         gate.set()
