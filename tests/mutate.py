@@ -333,21 +333,20 @@ class Campaign:
         self._failed: str | None = None
         #: By module: how many of its mutants each test has killed so far.
         self._kills: defaultdict[str, Counter[str | None]] = defaultdict(Counter)
+        # From before pytest starts, as the package has a plugin that pytest then imports.
+        sys.setprofile(self._watch)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
             self._failed = report.nodeid
 
+    def _watch(self, frame: FrameType, event: str, argument: object) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(str(self._root / "anyloader")):
+            self._run_before.add((code.co_filename, code.co_name, code.co_firstlineno))
+
     @pytest.hookimpl(wrapper=True)
     def pytest_collection(self) -> Iterator[None]:
-        package = str(self._root / "anyloader")
-
-        def watch(frame: FrameType, event: str, argument: object) -> None:
-            code = frame.f_code
-            if event == "call" and code.co_filename.startswith(package):
-                self._run_before.add((code.co_filename, code.co_name, code.co_firstlineno))
-
-        sys.setprofile(watch)
         try:
             return (yield)
         finally:
