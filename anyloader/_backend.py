@@ -90,9 +90,22 @@ class Backend(Protocol):
         ...
 
 
+@coroutine
+def _next_round() -> Generator[None, None, None]:
+    yield
+
+
 class AsyncioBackend:
     waits_for_futures = True
-    __slots__ = ("_asyncio", "_invalid_state", "checkpoint", "current", "new_waiter", "token")
+    __slots__ = (
+        "_asyncio",
+        "_invalid_state",
+        "checkpoint",
+        "current",
+        "current_task",
+        "new_waiter",
+        "token",
+    )
 
     def __init__(self, asyncio: Any, loop: asyncio.AbstractEventLoop) -> None:
         self._asyncio = asyncio
@@ -102,10 +115,8 @@ class AsyncioBackend:
         self.current: Any = asyncio._get_running_loop
         # What ``loop.create_future`` does, but for its call through Python.
         self.new_waiter: Any = partial(asyncio.Future, loop=loop)
-        self.checkpoint: Any = partial(asyncio.sleep, 0)
-
-    def current_task(self) -> object:
-        return self._asyncio.current_task()
+        self.checkpoint: Any = _next_round
+        self.current_task = asyncio.current_task
 
     def is_being_cancelled(self) -> bool:
         return bool(getattr(self.current_task(), "_must_cancel", False))

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from ._backend import Waiters, wake_all
 from ._cache import ValueCache
 from ._errors import LoadCancelledError, LoadDeadlockError
-from ._handle import Failure, LoadHandle, LoadManyHandle, outcome_of, running_batch
+from ._handle import Failure, LoadHandle, LoadManyHandle, bare_handle, outcome_of, running_batch
 from ._results import ResultRules, aligned, excerpt, on_missing_value, wrong_result
 from .hooks import BatchCancelled, BatchFailed, BatchFinished, BatchSealed, Hooks
 
@@ -105,10 +105,8 @@ class BatchRules(ResultRules, Protocol):
     def _batch_left(self, batch: Batch) -> None: ...
 
 
-def new_handle(
-    key: Any, batch: Batch | None, waiters: Any = None, _new: Any = object.__new__
-) -> LoadHandle[Any]:
-    handle: LoadHandle[Any] = _new(LoadHandle)
+def new_handle(key: Any, batch: Batch | None, waiters: Any = None) -> LoadHandle[Any]:
+    handle: LoadHandle[Any] = bare_handle()
     handle._key = key
     handle._batch = batch
     handle._waiters = waiters

@@ -17,11 +17,10 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Sequence
 from contextvars import Context, ContextVar, copy_context
 from types import CoroutineType, coroutine
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
 from anyio import CancelScope
-from anyio.abc import TaskGroup
 
 from . import _batch, _values
 from ._backend import (
@@ -41,6 +40,9 @@ from ._handle import running_batch
 from ._results import excerpt, without_our_frames, wrong_result
 from .hooks import BatchStarted, Hook, watches
 from .schedules import Manual, Polling, quiescent
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup

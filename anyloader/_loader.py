@@ -18,13 +18,21 @@ from itertools import repeat
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypedDict, TypeVar, cast, overload
 
-from anyio import CapacityLimiter
+import anyio
 
 from ._batch import Batch, new_handle
 from ._cache import ValueCache, check_hashable, evict
 from ._dispatcher import Dispatcher, ambient
 from ._errors import LoaderNotOpenError
-from ._handle import NOBODY, Failure, LoadHandle, LoadManyHandle, outcome_of, running_batch
+from ._handle import (
+    NOBODY,
+    Failure,
+    LoadHandle,
+    LoadManyHandle,
+    bare_handle,
+    outcome_of,
+    running_batch,
+)
 from ._results import log_exception
 from ._statistics import LoaderStatistics
 from .hooks import BatchOpened, Hook, Hooks, LoadHit, LoadQueued, watches
@@ -36,6 +44,7 @@ if TYPE_CHECKING:
 
     import anyio.abc
     import trio
+    from anyio import CapacityLimiter
 
     if sys.version_info >= (3, 12):
         from typing import Self, Unpack
@@ -51,13 +60,48 @@ if TYPE_CHECKING:
 
     TaskGroup = anyio.abc.TaskGroup | trio.Nursery | _AsyncioTaskGroup
 
-__all__ = ("DataLoader", "IterableFn", "LoaderOptions", "MappingFn", "StreamFn")
+__all__ = ("DataLoader", "IterableFn", "MappingFn", "StreamFn")
 
 K = TypeVar("K")
 V = TypeVar("V")
 
+# One alias for each kind, and overloads from the most special to the most general: a mapping is an
+# iterable too, of its keys. Values with and without errors apart, as checkers infer V from either.
+MappingFn = Callable[[list[K]], Awaitable[Mapping[Any, V | Exception] | Mapping[Any, V]]]
+IterableFn = Callable[[list[K]], Awaitable[Iterable[V | Exception] | Iterable[V]]]
+StreamFn = Callable[
+    [list[K]], AsyncIterator[tuple[Any, V | Exception]] | AsyncIterator[tuple[Any, V]]
+]
+
+if TYPE_CHECKING:  # only checkers need these, and making them takes half a millisecond
+
+    class _Options(TypedDict, total=False):
+        batch: bool
+        max_batch_size: int | None
+        cache: bool
+        schedule: Schedule | None
+        defer_hits: bool
+        deduplicate: bool
+        cache_errors: bool | Callable[[Exception], bool]
+        limiter: CapacityLimiter | None
+        value_cache: ValueCache[Any, Any] | None
+        name: str | None
+        hooks: Sequence[Hook]
+
+    class LoaderOptions(_Options, total=False):
+        """The options of a loader that can be stated once for all scopes."""
+
+        get_cache_key: Callable[[Any], Any] | None
+        on_missing: Callable[[Any], Any] | None
+
+    class OwnOptions(_Options, total=False):
+        """The options of a single loader whose types do not follow from its batch function."""
+
+        task_group: TaskGroup | None
+        cache_map: MutableMapping[Any, LoadHandle[Any]] | None
+
+
 # Looked up once, as a bound method is made for each look at an imported object's.
-_new: Any = object.__new__
 _running_batch = running_batch.get
 _watches = watches.get
 
@@ -68,42 +112,6 @@ _default: Any = ...
 
 #: ``_token`` of a loader that takes no loads as it is; equal to no event loop.
 _CLOSED: Any = object()
-
-# One alias for each kind, and overloads from the most special to the most general: a mapping is an
-# iterable too, of its keys. Values with and without errors apart, as checkers infer V from either.
-MappingFn = Callable[[list[K]], Awaitable[Mapping[Any, V | Exception] | Mapping[Any, V]]]
-IterableFn = Callable[[list[K]], Awaitable[Iterable[V | Exception] | Iterable[V]]]
-StreamFn = Callable[
-    [list[K]], AsyncIterator[tuple[Any, V | Exception]] | AsyncIterator[tuple[Any, V]]
-]
-
-
-class _Options(TypedDict, total=False):
-    batch: bool
-    max_batch_size: int | None
-    cache: bool
-    schedule: Schedule | None
-    defer_hits: bool
-    deduplicate: bool
-    cache_errors: bool | Callable[[Exception], bool]
-    limiter: CapacityLimiter | None
-    value_cache: ValueCache[Any, Any] | None
-    name: str | None
-    hooks: Sequence[Hook]
-
-
-class LoaderOptions(_Options, total=False):
-    """The options of a loader that can be stated once for all scopes."""
-
-    get_cache_key: Callable[[Any], Any] | None
-    on_missing: Callable[[Any], Any] | None
-
-
-class OwnOptions(_Options, total=False):
-    """The options of a single loader whose types do not follow from its batch function."""
-
-    task_group: TaskGroup | None
-    cache_map: MutableMapping[Any, LoadHandle[Any]] | None
 
 
 def _nowhere() -> object:
@@ -316,7 +324,7 @@ class DataLoader(Generic[K, V]):
         check("cache_errors", errors, fine, "True, False or a predicate")
         check("name", self.name, isinstance(self.name, str), "a str")
         limiter = self.limiter
-        fine = limiter is None or isinstance(limiter, CapacityLimiter)
+        fine = limiter is None or isinstance(limiter, anyio.CapacityLimiter)
         check("limiter", limiter, fine, "an anyio.CapacityLimiter or None")
         methods = ("get_many", "set_many", "delete_many")
         values = self.value_cache
@@ -468,7 +476,7 @@ class DataLoader(Generic[K, V]):
                 entry = batch.share(entry, key)
             else:
                 self._hits += 1
-                if self.defer_hits and self._open is not None:
+                if self._open is not None and self.defer_hits:
                     entry = self._open.defer(entry, None)
             # Last, as a hook may settle the entry, or send its batch.
             if self._hooks is not None:
@@ -477,7 +485,7 @@ class DataLoader(Generic[K, V]):
         batch = self._open
         if batch is None:
             batch = self._open_batch()
-        new: LoadHandle[V] = _new(LoadHandle)
+        new: LoadHandle[V] = bare_handle()
         new._key = key
         new._batch = batch
         new._waiters = None
@@ -598,7 +606,7 @@ class DataLoader(Generic[K, V]):
         # The loop over the keys is the price of a load_many, so it is written for speed: what
         # differs between batches is fetched once per batch, and counting is left to the end.
         get = cache.get
-        new = _new
+        new = bare_handle
         handles = many._handles
         try:
             found = list(map(get, cache_keys))
@@ -626,7 +634,7 @@ class DataLoader(Generic[K, V]):
                     batch.join(many)
                     batch_keys, entries = batch.keys_, batch.entries
                     room = -1 if self._most is None else self._most - batch.size
-                entry = new(LoadHandle)
+                entry = new()
                 entry._key = key
                 entry._batch = batch
                 entry._waiters = NOBODY
@@ -675,9 +683,9 @@ class DataLoader(Generic[K, V]):
         batch = cast(Batch, self._open)
         batch.join(many)
         handles = many._handles
-        new = _new
+        new = bare_handle
         for key in keys:
-            entry: LoadHandle[V] = new(LoadHandle)
+            entry: LoadHandle[V] = new()
             entry._key = key
             entry._batch = batch
             entry._waiters = NOBODY

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, get_ori
 from ._dispatcher import Dispatcher, ambient
 from ._errors import LoaderNotOpenError
 from ._handle import LoadHandle, LoadManyHandle
-from ._loader import DataLoader, IterableFn, LoaderOptions, MappingFn, StreamFn
+from ._loader import DataLoader, IterableFn, MappingFn, StreamFn
 from ._statistics import LoaderStatistics
 from .hooks import Hook
 
 if TYPE_CHECKING:
     import sys
 
-    from ._loader import TaskGroup
+    from ._loader import LoaderOptions, TaskGroup
 
     if sys.version_info >= (3, 12):
         from typing import Self, Unpack
@@ -280,14 +280,14 @@ def batch_loader(function: Any = None, /, **options: Any) -> Any:
     :raises TypeError: if an option is unknown or has the wrong type
     :raises ValueError: if ``max_batch_size`` is less than 1
     """
-    unknown = options.keys() - LoaderOptions.__annotations__.keys()
+    unknown = options.keys() - DataLoader.__annotations__.keys()
     if unknown:
         raise TypeError(
             f"@batch_loader has no option {', '.join(sorted(unknown))}; "
-            f"it takes {', '.join(LoaderOptions.__annotations__)}"
+            f"it takes {', '.join(DataLoader.__annotations__)}"
         )
     if function is None:
-        return lambda function: BatchLoader(function, cast(LoaderOptions, options))
+        return lambda function: BatchLoader(function, cast("LoaderOptions", options))
     return BatchLoader(function, {})
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from anyio import CapacityLimiter, to_thread
+from anyio import to_thread
+
+if TYPE_CHECKING:
+    from anyio import CapacityLimiter
 
 __all__ = ("in_thread",)
 

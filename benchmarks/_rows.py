@@ -95,6 +95,17 @@ async def small_batches(loader: Loader) -> None:
         await loader.load_many(KEYS[start : start + 10])
 
 
+async def time_work(
+    work: Work, loads: int, opened: Open, *, warm: bool = False, cache: bool = True
+) -> float:
+    async with opened(batch, cache=cache) as loader:
+        if warm:
+            for key in KEYS[:5_000]:
+                loader.load(key)
+            await loader.load(1)
+        return await _timed(partial(work, loader), loads)
+
+
 def _contests(
     work: Work, loads: int, *, warm: bool = False, cache: bool = True, one_by_one: bool = False
 ) -> Iterator[Contest]:
@@ -107,13 +118,7 @@ def _contests(
     """
 
     def sample(run: Callable[..., float], opened: Open) -> float:
-        async def main() -> float:
-            async with opened(batch, cache=cache) as loader:
-                if warm:
-                    await load_many(loader)
-                return await _timed(partial(work, loader), loads)
-
-        return run(main())
+        return run(time_work(work, loads, opened, warm=warm, cache=cache))
 
     entrants: dict[str, Open] = {OURS: ours, **peers()}
     rivals = {peer: ROUNDS_0 if one_by_one and peer == "dloader" else OURS for peer in peers()}

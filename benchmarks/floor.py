@@ -1,0 +1,174 @@
+"""
+How near to its peers a loader on asyncio can come that keeps the rules of waiting.
+
+``python -m benchmarks.floor`` divides the time of each peer by that of the least code that keeps these
+rules of anyloader: a batch leaves after two quiet checkpoints; its function is called in a task that was
+there before, in a context of its own; each waiter can be cancelled by itself, which the loader sees; a
+call from another event loop is refused. There is nothing else in it: no errors, hooks, limiter, deadlocks,
+statistics or scopes, and no second load of a pending key. Where this does not reach 1, no loader with
+these rules does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Generator, Iterator
+from contextlib import asynccontextmanager
+from contextvars import Context, copy_context
+from functools import partial
+from types import coroutine
+from typing import Any
+
+from . import _rows
+from ._contenders import BatchFunction, Open, peers
+from ._measure import Contest, Row, measure
+from ._report import HEADER, line
+
+
+class Handle:
+    __slots__ = ("batch", "value", "waiter")
+
+    batch: Batch | None
+    value: Any
+    waiter: asyncio.Future[None] | None
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        batch = self.batch
+        if batch is not None:
+            waiter = self.waiter = batch.new_waiter()
+            try:
+                waiter._asyncio_future_blocking = True
+                yield waiter
+            except BaseException:
+                self.waiter = None
+                batch.wanted -= 1
+                raise
+        return self.value
+
+
+class Batch:
+    __slots__ = ("handles", "keys", "new_waiter", "wanted")
+
+    def __init__(self, new_waiter: Any) -> None:
+        self.new_waiter = new_waiter
+        self.keys: list[int] = []
+        self.handles: list[Handle] = []
+        self.wanted = 0
+
+
+class Floor:
+    def __init__(self, function: BatchFunction, quiet_rounds: bool, cache: bool) -> None:
+        self._function = function
+        self._quiet_rounds = quiet_rounds
+        self._cache: dict[int, Handle] | None = {} if cache else None
+        self._open: Batch | None = None
+        self._loop = asyncio.get_running_loop()
+        self._running = asyncio._get_running_loop
+        self._new_handle = partial(object.__new__, Handle)
+        self._new_waiter: Any = partial(asyncio.Future, loop=self._loop)
+        self._wake: asyncio.Future[None] = self._new_waiter()
+        self._context = copy_context()
+
+    def load(self, key: int) -> Handle:
+        if self._running() is not self._loop:
+            raise RuntimeError("another event loop")
+        cache = self._cache
+        if cache is not None:
+            found = cache.get(key)
+            if found is not None:
+                return found
+        batch = self._open
+        if batch is None:
+            batch = self._open = Batch(self._new_waiter)
+            self._wake.set_result(None)
+        handle = self._new_handle()
+        handle.batch = batch
+        handle.waiter = None
+        if cache is not None:
+            cache[key] = handle
+        batch.keys.append(key)
+        batch.handles.append(handle)
+        batch.wanted += 1
+        return handle
+
+    async def work(self) -> None:
+        while True:
+            await self._wake
+            self._wake = self._new_waiter()
+            batch = self._open
+            assert batch is not None
+            if self._quiet_rounds:
+                seen = len(batch.keys)
+                quiet = 0
+                while quiet < 2:
+                    await asyncio.sleep(0)
+                    quiet = quiet + 1 if len(batch.keys) == seen else 0
+                    seen = len(batch.keys)
+            self._open = None
+            await _in_context(self._context.copy(), self._call(batch))
+
+    async def _call(self, batch: Batch) -> None:
+        values = await self._function(list(batch.keys))
+        if len(values) != len(batch.keys):
+            raise ValueError("not one value for each key")
+        for handle, value in zip(batch.handles, values):
+            handle.value = value
+            handle.batch = None
+            if handle.waiter is not None and not handle.waiter.done():
+                handle.waiter.set_result(None)
+
+
+@coroutine
+def _in_context(context: Context, steps: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
+    run = context.run
+    try:
+        yielded = run(steps.send, None)
+        while True:
+            sent = yield yielded
+            yielded = run(steps.send, sent)
+    except StopIteration:
+        return
+
+
+def floor(*, quiet_rounds: bool) -> Any:  # an Open, but for the rows that load_many
+    @asynccontextmanager
+    async def opened(function: BatchFunction, /, *, cache: bool = True) -> AsyncIterator[Floor]:
+        loader = Floor(function, quiet_rounds, cache)
+        worker = asyncio.create_task(loader.work())
+        await asyncio.sleep(0)  # until it waits
+        try:
+            yield loader
+        finally:
+            worker.cancel()
+
+    return opened
+
+
+def _row(title: str, work: _rows.Work, loads: int, *, one_by_one: bool = False, **how: bool) -> Row:
+    def sample(opened: Open) -> float:
+        return asyncio.run(_rows.time_work(work, loads, opened, **how))
+
+    def contests() -> Iterator[Contest]:
+        for peer, opened in peers().items():
+            opens_floor = floor(quiet_rounds=not (one_by_one and peer == "dloader"))
+            samples = {peer: partial(sample, opened), "floor": partial(sample, opens_floor)}
+            yield Contest("asyncio", dict(samples), [(peer, "floor")])
+
+    return Row(title, title, 1, False, "us", contests)
+
+
+ROWS = [
+    _row("asyncio.gather of bare loads", _rows.gather, 5_000),
+    _row("asyncio tasks, a load each", _rows.tasks, 5_000),
+    _row("hits, awaited one by one", _rows.hits, 5_000, warm=True),
+    _row("one miss at a time", _rows.misses, 1_000, one_by_one=True),
+    _row("two loads, two awaits", _rows.two_by_two, 2_000, one_by_one=True),
+    _row("cache off, 10 keys in tasks", partial(_rows.tasks, distinct=10), 5_000, cache=False),
+]
+
+
+if __name__ == "__main__":
+    print(HEADER)
+    for row in ROWS:
+        for result in measure(row, rounds=51):
+            print(line(row, result), flush=True)
