@@ -92,26 +92,18 @@ class Backend(Protocol):
 
 @coroutine
 def _next_round() -> Generator[None, None, None]:
+    """What ``asyncio.sleep(0)`` comes to."""
     yield
 
 
 class AsyncioBackend:
     waits_for_futures = True
-    __slots__ = (
-        "_asyncio",
-        "_invalid_state",
-        "checkpoint",
-        "current",
-        "current_task",
-        "new_waiter",
-        "token",
-    )
+    __slots__ = ("_invalid_state", "checkpoint", "current", "current_task", "new_waiter", "token")
 
     def __init__(self, asyncio: Any, loop: asyncio.AbstractEventLoop) -> None:
-        self._asyncio = asyncio
         self._invalid_state: type[Exception] = asyncio.InvalidStateError
         self.token: object = loop
-        # No wrappers around these two: the first is called by every load, the second by every wait.
+        # No wrappers around these: every load calls the first one, every wait the second one.
         self.current: Any = asyncio._get_running_loop
         # What ``loop.create_future`` does, but for its call through Python.
         self.new_waiter: Any = partial(asyncio.Future, loop=loop)
