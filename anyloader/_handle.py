@@ -431,6 +431,8 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
         for handle in self._handles:
             while (batch := handle._batch) is not None:
                 yield from park(batch.backend, batch.watchers)
+                if batch.is_done and len(self._batches) == 1:
+                    return None  # __await__ looks at all values at once, which is faster
             if type(handle._value) is Failure and not self._return_exceptions:
                 failure: Failure = handle._value
                 return failure

@@ -617,8 +617,7 @@ class DataLoader(Generic[K, V]):
         if keys and type(cache) is dict and not any(found):
             if self._open is None:
                 self._open_batch()  # now, as it may make somebody want to hear of each key
-            if self._can_take_all_at_once(keys):
-                self._take_all_at_once(keys, cache, many)
+            if self._take_all_at_once(keys, cache, many):
                 return
         batch: Batch | None = None
         batch_keys: list[K] = []
@@ -671,28 +670,30 @@ class DataLoader(Generic[K, V]):
         self._shared += shared
         self._hits += len(keys) - len(added) - shared
 
-    def _can_take_all_at_once(self, keys: list[K]) -> bool:
-        """Whether each of these new keys is there once, and nobody wants to hear of each."""
-        if self._most is not None or self._keyed or self._hooks is not None:
-            return False
-        return len(set(keys)) == len(keys)
-
     def _take_all_at_once(
         self, keys: list[K], cache: dict[Any, LoadHandle[V]], many: LoadManyHandle[V]
-    ) -> None:
+    ) -> bool:
+        """Take new keys, if each of them is there once and nobody wants to hear of each."""
+        if self._most is not None or self._keyed or self._hooks is not None:
+            return False
         batch = cast(Batch, self._open)
-        batch.join(many)
-        handles = many._handles
         new = bare_handle
+        handles: list[LoadHandle[V]] = []
         for key in keys:
             entry: LoadHandle[V] = new()
             entry._key = key
             entry._batch = batch
             entry._waiters = NOBODY
             handles.append(entry)
-        cache.update(zip(keys, handles))
+        entries = dict(zip(keys, handles))
+        if len(entries) < len(keys):
+            return False
+        batch.join(many)
+        cache.update(entries)
+        many._handles = handles
         batch.keys_ += keys
         batch.entries += handles
+        return True
 
     def _undo(
         self,
