@@ -109,7 +109,7 @@ def new_handle(key: Any, batch: Batch | None, waiters: Any = None) -> LoadHandle
     handle: LoadHandle[Any] = bare_handle()
     handle._key = key
     handle._batch = batch
-    handle._waiters = waiters
+    handle._content = waiters
     return handle
 
 
@@ -249,7 +249,7 @@ class Batch:
         if self._deferred is None:
             self._deferred = {}
         handle = new_handle(hit._key, self, waiters)
-        self._deferred[handle] = hit._value
+        self._deferred[handle] = hit._content
         return handle
 
     def join(self, many: LoadManyHandle[Any]) -> None:
@@ -417,15 +417,14 @@ class Batch:
         followers = self._followers
         waiting: list[Any] = []
         for entry, value in zip(self.entries, values):
-            entry._value = value
+            waiters = entry._content
+            entry._content = value
             entry._batch = None
-            waiters = entry._waiters
             if waiters:
                 if type(waiters) is dict:
                     waiting.extend(waiters)
                 else:
                     waiting.append(waiters)
-            entry._waiters = None
             if followers is not None and entry in followers:
                 for follower in followers[entry]:
                     self._settle_handle(follower, value)
@@ -487,7 +486,7 @@ class Batch:
         self.state = _SETTLE[self.state]
         for _, entry, outcome in rest:
             self._settle_entry(entry, outcome)
-        errors = sum(type(entry._value) is Failure for entry in index.values())
+        errors = sum(type(entry._content) is Failure for entry in index.values())
         self._finish([(cache_key, entry) for cache_key, entry, _ in rest], errors)
 
     def _finish(self, settled: Iterable[tuple[Any, LoadHandle[Any]]], errors: int) -> None:
@@ -544,7 +543,7 @@ class Batch:
         self._after_settling()
 
     def _consider_outcome(self, cache_key: Any, entry: LoadHandle[Any]) -> None:
-        outcome: Any = entry._value
+        outcome: Any = entry._content
         if type(outcome) is Failure and not self.rules._keeps_error(outcome.exception):
             # Among the followers may be an entry of its own: cleared and loaded again while queued.
             same = (entry, *(self._followers or {}).get(entry, ()))
@@ -558,12 +557,13 @@ class Batch:
                 self._settle_entry(follower, outcome)
 
     def _settle_handle(self, handle: LoadHandle[Any], outcome: Any) -> None:
-        handle._value = outcome
+        if handle._batch is None:
+            return  # in a stream, an entry that is a follower too comes twice if the batch fails
+        waiters = handle._content
+        handle._content = outcome
         handle._batch = None
-        waiters = handle._waiters
         if waiters:
             self.backend.wake(waiters if type(waiters) is dict else (waiters,))
-        handle._waiters = None
 
     def _after_settling(self) -> None:
         if self._deferred is not None:

@@ -1,10 +1,10 @@
 """
 The handles that ``load`` and ``load_many`` return, and who waits for them.
 
-A load is in one of three conditions, and the set of its waiters says which:
+A pending load is in one of three conditions, and the set of its waiters says which:
 
 =======================  =======================================================================
-``_waiters``             the load is
+``_content``             the load is
 =======================  =======================================================================
 ``None``                 wanted: nobody has awaited it yet
 a waiter, or a dict      wanted: these await it now; a dict is made for the second one
@@ -183,14 +183,14 @@ class LoadHandle(_Driven[V_co]):
         FAILED = enum.auto()
         CANCELLED = enum.auto()
 
-    __slots__ = ("__weakref__", "_batch", "_key", "_value", "_waiters")
+    # As few as can be: there may be millions, through which the garbage collector has to walk.
+    __slots__ = ("__weakref__", "_batch", "_content", "_key")
 
     #: The batch that will settle this handle; ``None`` once settled, which ``_batch`` alone does.
     _batch: Batch | None
-    #: The value, or a :class:`Failure`; not set while pending.
-    _value: Any
-    #: See the table on top of the module.
-    _waiters: Any
+    #: Once settled the value, or a :class:`Failure`; before that, who waits: see the table on top of
+    #: the module.
+    _content: Any
     _key: Any
 
     def __init__(self) -> None:
@@ -206,9 +206,9 @@ class LoadHandle(_Driven[V_co]):
         """How the load stands."""
         if self._batch is not None:
             return LoadHandle.Status.PENDING
-        if type(self._value) is not Failure:
+        if type(self._content) is not Failure:
             return LoadHandle.Status.FINISHED
-        if isinstance(self._value.exception, LoadCancelledError):
+        if isinstance(self._content.exception, LoadCancelledError):
             return LoadHandle.Status.CANCELLED
         return LoadHandle.Status.FAILED
 
@@ -224,7 +224,7 @@ class LoadHandle(_Driven[V_co]):
         failure = self._failure()
         if failure is not None:
             raise TaskFailed(f"the load of {self._key!r} failed") from failure.exception
-        value: V_co = self._value
+        value: V_co = self._content
         return value
 
     @property
@@ -245,8 +245,8 @@ class LoadHandle(_Driven[V_co]):
         if status is LoadHandle.Status.CANCELLED:
             raise TaskCancelled(
                 f"the load of {self._key!r} was cancelled"
-            ) from self._value.exception
-        return self._value if status is LoadHandle.Status.FAILED else None
+            ) from self._content.exception
+        return self._content if status is LoadHandle.Status.FAILED else None
 
     async def wait(self) -> None:
         """
@@ -272,8 +272,8 @@ class LoadHandle(_Driven[V_co]):
                 if origin is not None:
                     origin.begin_wait((batch,))
                 waiter: Any = backend.new_waiter()
-                if self._waiters is None:
-                    self._waiters = waiter
+                if self._content is None:
+                    self._content = waiter
                 else:
                     self._add_waiter(batch, waiter)
                 try:
@@ -293,7 +293,7 @@ class LoadHandle(_Driven[V_co]):
                 finally:
                     if origin is not None:
                         origin.end_wait((batch,))
-        value: Any = self._value
+        value: Any = self._content
         if type(value) is not Failure or not outcome:
             return value  # type: ignore[no-any-return]  # pyright: ignore[reportReturnType]
         # The traceback will hold this frame, which shall hold nothing that holds the error.
@@ -304,28 +304,33 @@ class LoadHandle(_Driven[V_co]):
             del self, value
 
     def _add_waiter(self, batch: Batch, waiter: Any) -> None:
-        waiters = self._waiters
+        waiters = self._content
         if not waiters:
             batch.revive(self)
-            self._waiters = waiter
+            self._content = waiter
         elif type(waiters) is dict:
             waiters[waiter] = None
         else:
-            self._waiters = {waiters: None, waiter: None}
+            self._content = {waiters: None, waiter: None}
 
     def _remove_waiter(self, batch: Batch, waiter: Any) -> None:
-        waiters = self._waiters
+        waiters = self._content
         if type(waiters) is dict:
             del waiters[waiter]
         else:
-            self._waiters = waiters = NOBODY
+            self._content = waiters = NOBODY
         if not waiters:
             batch.give_up(self)
 
     @property
+    def _waiters(self) -> Any:
+        """Who waits for it now; not for where it matters how long it takes."""
+        return NOBODY if self._batch is None else self._content or NOBODY
+
+    @property
     def _is_wanted(self) -> bool:
-        """See the table on top of the module."""
-        return self._waiters is None or bool(self._waiters)
+        """Of a pending load; see the table on top of the module."""
+        return self._content is None or bool(self._content)
 
     def _pending_backend(self) -> Backend | None:
         return None if self._batch is None else self._batch.backend
@@ -385,7 +390,7 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
         failure = (yield from self._until_settled()) if self._batches else None
         values: list[Any] = []
         if failure is None:
-            values = [handle._value for handle in self._handles]
+            values = [handle._content for handle in self._handles]
             if Failure not in set(map(type, values)):
                 return values
             if self._return_exceptions:
@@ -433,8 +438,8 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
                 yield from park(batch.backend, batch.watchers)
                 if batch.is_done and len(self._batches) == 1:
                     return None  # __await__ looks at all values at once, which is faster
-            if type(handle._value) is Failure and not self._return_exceptions:
-                failure: Failure = handle._value
+            if type(handle._content) is Failure and not self._return_exceptions:
+                failure: Failure = handle._content
                 return failure
         return None
 

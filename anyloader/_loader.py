@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -14,7 +13,6 @@ from collections.abc import (
     Sequence,
 )
 from functools import partial
-from itertools import repeat
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypedDict, TypeVar, cast, overload
 
@@ -488,7 +486,7 @@ class DataLoader(Generic[K, V]):
         new: LoadHandle[V] = bare_handle()
         new._key = key
         new._batch = batch
-        new._waiters = None
+        new._content = None
         if cache is not None:
             cache[cache_key] = new
         elif self._deduplicates:
@@ -559,8 +557,9 @@ class DataLoader(Generic[K, V]):
         if not isinstance(keys, Iterable):
             raise TypeError(f"{self.name}.load_many() takes an iterable of keys, not {keys!r}")
         keys = list(keys)
-        if any(map(operator.is_, keys, repeat(None))):
-            raise TypeError(f"{self.name}.load_many() takes keys, and one of them is None")
+        for key in keys:
+            if key is None:
+                raise TypeError(f"{self.name}.load_many() takes keys, and one of them is None")
         cache_keys: list[Any] = keys
         if self._keyed or self._deduplicates:
             cache_keys = [self._cache_key(key) for key in keys]
@@ -636,7 +635,7 @@ class DataLoader(Generic[K, V]):
                 entry = new()
                 entry._key = key
                 entry._batch = batch
-                entry._waiters = NOBODY
+                entry._content = NOBODY
                 try:
                     cache[cache_key] = entry
                 except BaseException as exc:
@@ -683,7 +682,7 @@ class DataLoader(Generic[K, V]):
             entry: LoadHandle[V] = new()
             entry._key = key
             entry._batch = batch
-            entry._waiters = NOBODY
+            entry._content = NOBODY
             handles.append(entry)
         entries = dict(zip(keys, handles))
         if len(entries) < len(keys):
@@ -816,7 +815,7 @@ class DataLoader(Generic[K, V]):
         outcome = outcome_of(value)
         if entry is None or entry._batch is None or not entry._batch.take_out(entry, outcome):
             entry = new_handle(key, None)
-            entry._value = outcome
+            entry._content = outcome
         cache[cache_key] = entry
         return self
 

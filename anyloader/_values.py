@@ -97,9 +97,9 @@ async def store(batch: Batch, entries: list[tuple[Any, LoadHandle[Any]]]) -> Non
     """Store the values that the batch function gave, but no errors, and nothing cleared since."""
     cache = batch.rules.value_cache
     items = {
-        cache_key: entry._value
+        cache_key: entry._content
         for cache_key, entry in entries
-        if type(entry._value) is not Failure and cache_key not in batch.cleared
+        if type(entry._content) is not Failure and cache_key not in batch.cleared
     }
     if cache is not None and items:
         await _try(batch.rules, batch.number, "set_many", cache.set_many, items)

@@ -154,7 +154,7 @@ def _is_pending(handle: LoadHandle[Any] | LoadManyHandle[Any]) -> bool:
     for load in handle._handles:
         if load._batch is not None:
             return True
-        if type(load._value) is Failure and not handle._return_exceptions:
+        if type(load._content) is Failure and not handle._return_exceptions:
             return False
     return False
 
