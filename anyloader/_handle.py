@@ -325,7 +325,7 @@ class LoadHandle(_Driven[V_co]):
     @property
     def _waiters(self) -> Any:
         """Who waits for it now; not for where it matters how long it takes."""
-        return NOBODY if self._batch is None else self._content or NOBODY
+        return None if self._batch is None else self._content
 
     @property
     def _is_wanted(self) -> bool:
@@ -387,22 +387,22 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
         return [handle for handle in self._batches[batch] if handle._batch is batch]
 
     def __await__(self) -> Generator[Any, Any, list[V]]:
-        failure = (yield from self._until_settled()) if self._batches else None
-        values: list[Any] = []
-        if failure is None:
-            values = [handle._content for handle in self._handles]
-            if Failure not in set(map(type, values)):
-                return values
-            if self._return_exceptions:
-                values = [v.exception if type(v) is Failure else v for v in values]
-                return values
-            failure = next(value for value in values if type(value) is Failure)
+        if self._batches:
+            yield from self._until_settled()
+        values: list[Any] = [handle._content for handle in self._handles]
+        if Failure not in set(map(type, values)):
+            return values
+        if self._return_exceptions:
+            values = [v.exception if type(v) is Failure else v for v in values]
+            return values
+        failure: Failure = next(value for value in values if type(value) is Failure)
         try:
             raise failure.renewed()
         finally:
             del self, failure, values  # as in LoadHandle
 
-    def _until_settled(self) -> Generator[Any, Any, Failure | None]:
+    def _until_settled(self) -> Generator[Any, Any, None]:
+        """Wait for all handles, or for the failure that makes the rest pointless."""
         pending = [batch for batch in self._batches if not batch.is_done]
         for batch in pending:
             check_place(batch)
@@ -414,7 +414,7 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
                 batch.revive(self)
         self._awaits = (self._awaits or 0) + 1
         try:
-            failure = yield from self._first_failure()
+            yield from self._until_first_failure()
         except BaseException:
             self._awaits -= 1
             if not self._awaits:
@@ -429,19 +429,15 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
         self._batches = {batch: self._batches[batch] for batch in pending if not batch.is_done}
         for batch in self._batches:
             batch.dispatcher.reconsider()
-        return failure
 
-    def _first_failure(self) -> Generator[Any, Any, Failure | None]:
-        """Wait for one handle after the other; return the failure that makes the rest pointless."""
+    def _until_first_failure(self) -> Generator[Any, Any, None]:
         for handle in self._handles:
             while (batch := handle._batch) is not None:
                 yield from park(batch.backend, batch.watchers)
                 if batch.is_done and len(self._batches) == 1:
-                    return None  # __await__ looks at all values at once, which is faster
+                    return  # __await__ looks at all values at once, which is faster
             if type(handle._content) is Failure and not self._return_exceptions:
-                failure: Failure = handle._content
-                return failure
-        return None
+                return
 
     def _pending_backend(self) -> Backend | None:
         return next((batch.backend for batch in self._batches), None)

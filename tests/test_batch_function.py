@@ -431,6 +431,19 @@ async def test_a_stream_gets_a_key_cleared_and_loaded_again_once() -> None:
     assert given == [[1]]
 
 
+async def test_a_failing_stream_fails_a_key_cleared_and_loaded_again_once() -> None:
+    async def stream(keys: list[int]) -> AsyncGenerator[tuple[int, str], None]:
+        raise ValueError("no stream")
+        yield 1, ""
+
+    async with DataLoader(stream) as loader:
+        loads = [loader.load(1), loader.clear(1).load(1), loader.load(2)]
+        for load in loads:
+            with pytest.raises(ValueError, match="no stream"):
+                await load
+        assert loader.peek(1) is None
+
+
 async def test_a_stream_gives_the_cache_keys_or_the_keys() -> None:
     given: list[list[str]] = []
 
