@@ -35,16 +35,11 @@ class Versions:
 
 
 async def test_a_load_many_sends_a_new_key_once() -> None:
-    fetch: list[list[int]] = []
-
-    async def same(keys: list[int]) -> list[int]:
-        fetch.append(keys)
-        return keys
-
-    async with DataLoader(same) as loader:
+    fetch = Recorder[int, int](abs)
+    async with DataLoader(fetch) as loader:
         assert await loader.load_many([1, 2, 1]) == [1, 2, 1]
         now = loader.statistics()
-    assert fetch == [[1, 2]]
+    assert fetch.calls == [[1, 2]]
     assert (now.loads, now.hits, now.shared, now.keys) == (3, 0, 1, 2)
 
 

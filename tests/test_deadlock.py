@@ -364,6 +364,16 @@ async def test_a_token_that_somebody_else_holds(tokens: int) -> None:
     assert loaders.errors == []
 
 
+async def settles_once_the_token_is_free(
+    loader: DataLoader[int, int], limiter: anyio.CapacityLimiter, gate: anyio.Event
+) -> None:
+    handle = loader.load(1)
+    await wait_all_tasks_blocked()
+    assert limiter.statistics().tasks_waiting == 1
+    gate.set()
+    assert await settled(handle) == 1
+
+
 async def test_a_token_of_a_batch_that_waits_for_nobody() -> None:
     limiter = anyio.CapacityLimiter(1)
     gate = anyio.Event()
@@ -373,11 +383,7 @@ async def test_a_token_of_a_batch_that_waits_for_nobody() -> None:
         await loaders.open("b", limiter=limiter)
         busy.load(1)
         await wait_all_tasks_blocked()
-        handle = a.load(1)
-        await wait_all_tasks_blocked()
-        assert limiter.statistics().tasks_waiting == 1
-        gate.set()
-        assert await settled(handle) == 1
+        await settles_once_the_token_is_free(a, limiter, gate)
     assert loaders.errors == []
 
 
@@ -393,11 +399,7 @@ async def test_a_token_behind_many_batches_of_which_the_last_waits_for_nobody() 
         waiter = await loaders.open("waiter", {1: ("a", 1000)})
         loaders.by_name["a"].load(1)
         await wait_all_tasks_blocked()
-        handle = waiter.load(1)
-        await wait_all_tasks_blocked()
-        assert limiter.statistics().tasks_waiting == 1
-        gate.set()
-        assert await settled(handle) == 1
+        await settles_once_the_token_is_free(waiter, limiter, gate)
     assert loaders.errors == []
 
 
