@@ -11,7 +11,7 @@ waiter can leave in constant time and no waiter can reach another one's.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sized
 from contextvars import Context
 from functools import partial
 from types import coroutine
@@ -21,37 +21,44 @@ if TYPE_CHECKING:
     import asyncio
 
 __all__ = (
-    "FOREIGN",
+    "ELSEWHERE",
     "Backend",
     "Waiter",
     "Waiters",
     "delegate",
     "has_ended",
     "park",
+    "prove_stack_room",
     "running_backend",
     "wake_all",
 )
 
 
 class Waiter(Protocol):
-    """One task's wait for one thing: an asyncio future, or the like for trio."""
+    """
+    One task's wait for one thing: an asyncio future, or the like for trio.
+
+    Whatever else has ``set_result`` can be among those to wake, too.
+    """
 
     def __iter__(self) -> Generator[Any, Any, None]: ...
 
     def __await__(self) -> Generator[Any, Any, None]: ...
+
+    def set_result(self, result: None, /) -> None: ...
 
 
 #: Who waits for the same thing. A dict because it keeps order and lets any one of them leave in
 #: constant time.
 Waiters = dict[Any, None]
 
-
 T = TypeVar("T")
 
-FOREIGN = (
-    "this loader was opened in another event loop than the one that runs here (or in another "
-    "thread); from a worker thread call anyio.from_thread.run(loader.load, key), and in another "
-    "event loop open a loader of its own"
+ELSEWHERE = (
+    "this loader was opened in another event loop than the one that runs here, or this is another "
+    "thread. From a thread, of whatever kind, call anyio.from_thread.run(loader.load, key, "
+    "token=token), with token = anyio.lowlevel.current_token() taken in the event loop of the loader; "
+    "in another event loop open a loader of its own"
 )
 
 
@@ -63,6 +70,14 @@ class Backend(Protocol):
 
     #: Returns the event loop that runs in this thread now, or ``None``.
     current: Any
+    #: So many checkpoints without news make a round quiet.
+    quiet: int
+    #: What can run in this round, where that can be seen: nothing can if it is empty.
+    ready: Sized
+
+    def is_here(self) -> bool:
+        """As ``current() is token``, but surely: also where one event loop is a guest of the other."""
+        ...
 
     def current_task(self) -> object:
         """Return the task that runs now (on asyncio ``None`` in a plain callback)."""
@@ -70,6 +85,14 @@ class Backend(Protocol):
 
     def is_being_cancelled(self) -> bool:
         """Whether the current task has a native cancellation ahead, from outside of any scope."""
+        ...
+
+    def after_first_step(self, callback: Callable[[], object]) -> None:
+        """
+        Call ``callback`` once a task that was started now has made its first step, or never will.
+
+        Not at all where every task makes one.
+        """
         ...
 
     @staticmethod
@@ -96,9 +119,25 @@ def _next_round() -> Generator[None, None, None]:
     yield
 
 
+#: Of a loop whose queue cannot be seen: something may always be ready.
+_UNSEEN = (None,)
+
+
 class AsyncioBackend:
     waits_for_futures = True
-    __slots__ = ("_invalid_state", "checkpoint", "current", "current_task", "new_waiter", "token")
+    # What is only one round on trio (the end of a task group, or of a gather) takes asyncio three: the
+    # child, its done callback, who waits for it. With two checkpoints a load after a group with a
+    # child would miss the batch that it shares on trio.
+    quiet = 3
+    __slots__ = (
+        "_invalid_state",
+        "checkpoint",
+        "current",
+        "current_task",
+        "new_waiter",
+        "ready",
+        "token",
+    )
 
     def __init__(self, asyncio: Any, loop: asyncio.AbstractEventLoop) -> None:
         self._invalid_state: type[Exception] = asyncio.InvalidStateError
@@ -109,9 +148,17 @@ class AsyncioBackend:
         self.new_waiter: Any = partial(asyncio.Future, loop=loop)
         self.checkpoint: Any = _next_round
         self.current_task = asyncio.current_task
+        self.ready = _ready_queue(asyncio.BaseEventLoop, loop)
+
+    def is_here(self) -> bool:
+        return self.current() is self.token and not _in_trio_task()
 
     def is_being_cancelled(self) -> bool:
         return bool(getattr(self.current_task(), "_must_cancel", False))
+
+    def after_first_step(self, callback: Callable[[], object]) -> None:
+        loop: Any = self.token
+        loop.call_soon(loop.call_soon, callback)
 
     @staticmethod
     def prepare(context: Context) -> None:
@@ -128,8 +175,24 @@ class AsyncioBackend:
                 pass  # cancelled in this very round, and has not left yet
 
 
+def _ready_queue(base: Any, loop: Any) -> Sized:
+    """
+    Return the queue of what is ready to run, of a loop that is known to have no other one.
+
+    An empty queue while a task runs means that nothing else can run before something comes from
+    outside. There is no public way to ask.
+    """
+    methods = ("call_soon", "_call_soon", "_run_once")
+    stock = all(
+        getattr(type(loop), name, None) is getattr(base, name, methods) for name in methods
+    ) and not any(name in getattr(loop, "__dict__", ()) for name in methods)
+    return getattr(loop, "_ready", _UNSEEN) if stock else _UNSEEN
+
+
 class TrioBackend:
     waits_for_futures = False
+    quiet = 2
+    ready: Sized = _UNSEEN
     __slots__ = ("checkpoint", "current", "new_waiter", "token")
 
     def __init__(self, lowlevel: Any) -> None:
@@ -138,41 +201,51 @@ class TrioBackend:
         self.new_waiter: Any = _TrioWaiter
         self.checkpoint: Any = lowlevel.checkpoint
 
+    def is_here(self) -> bool:
+        return self.current() is self.token
+
     def current_task(self) -> object:
         return sys.modules["trio.lowlevel"].current_task()
 
     def is_being_cancelled(self) -> bool:
         return False
 
+    def after_first_step(self, callback: Callable[[], object]) -> None:
+        pass
+
     @staticmethod
     def prepare(context: Context) -> None:
         pass
 
-    def wake(self, waiters: Iterable[_TrioWaiter]) -> None:
-        reschedule = sys.modules["trio.lowlevel"].reschedule
+    def wake(self, waiters: Iterable[Any]) -> None:
         for waiter in waiters:
-            # A waiter that was cancelled in this very round has not left yet.
-            if waiter.task is not None:
-                reschedule(waiter.task)
-                waiter.task = None
+            waiter.set_result(None)
 
 
 class _TrioWaiter:
-    __slots__ = ("task",)
+    __slots__ = ("_lowlevel", "task")
 
     def __init__(self) -> None:
-        self.task: Any = sys.modules["trio.lowlevel"].current_task()
+        self._lowlevel: Any = sys.modules["trio.lowlevel"]
+        self.task: Any = self._lowlevel.current_task()
 
     def __iter__(self) -> Generator[Any, Any, None]:
-        lowlevel = sys.modules["trio.lowlevel"]
-
-        def abort(_raise_cancel: object) -> Any:
-            self.task = None
-            return lowlevel.Abort.SUCCEEDED
-
-        yield from lowlevel.wait_task_rescheduled(abort).__await__()
+        steps: Generator[Any, Any, None] = self._lowlevel.wait_task_rescheduled(
+            self._abort
+        ).__await__()
+        return steps
 
     __await__ = __iter__
+
+    def _abort(self, _raise_cancel: object) -> Any:
+        self.task = None
+        return self._lowlevel.Abort.SUCCEEDED
+
+    def set_result(self, _: None) -> None:
+        # A waiter that was cancelled in this very round has not left yet.
+        if self.task is not None:
+            self._lowlevel.reschedule(self.task)
+            self.task = None
 
 
 @coroutine
@@ -187,22 +260,44 @@ def park(backend: Backend, waiters: Waiters) -> Generator[Any, Any, None]:
     waiters[waiter] = None
     try:
         yield from waiter
-    except BaseException:
+    finally:
         waiters.pop(waiter, None)
-        raise
 
 
 def wake_all(backend: Backend, waiters: Waiters) -> None:
-    """Wake everybody in ``waiters``, and leave it empty for the next ones."""
-    backend.wake(waiters)
-    waiters.clear()
+    """Wake all of ``waiters``, who are its members no more."""
+    if waiters:
+        woken = list(waiters)
+        waiters.clear()
+        backend.wake(woken)
+
+
+# Waking a task goes through Python code of asyncio: ``call_soon``, what that calls, and in debug mode
+# some frames more. Where the stack ends in there the task is lost for good, as its future is done and
+# nobody has heard of it. So many frames were enough in every place that was found.
+_FRAMES = 24
+
+
+def prove_stack_room(frames: int = _FRAMES) -> None:
+    """
+    Go so far down the stack as waking a task will; to be called before anything changes.
+
+    :raises RecursionError: if the stack ends before
+    """
+    if frames:
+        prove_stack_room(frames - 1)
+
+
+def _in_trio_task() -> bool:
+    in_trio_task = getattr(sys.modules.get("trio.lowlevel"), "in_trio_task", None)
+    return in_trio_task is not None and in_trio_task()
 
 
 def _current_trio_token() -> object:
-    try:
-        return sys.modules["trio.lowlevel"].current_trio_token()
-    except RuntimeError:
-        return None
+    # Not only whether trio runs in this thread: as a guest it does so all the time, and the turns of
+    # its host are no place for its tasks.
+    lowlevel = sys.modules["trio.lowlevel"]
+    return lowlevel.current_trio_token() if lowlevel.in_trio_task() else None
 
 
 def running_backend() -> Backend | None:
@@ -210,8 +305,7 @@ def running_backend() -> Backend | None:
     # Neither is imported here: whoever runs a loop of theirs has done that. While another thread is
     # just importing one, its module lacks names. trio first: as a guest it runs inside the turns of a
     # host loop that may be asyncio's.
-    in_trio_run = getattr(sys.modules.get("trio.lowlevel"), "in_trio_run", None)
-    if in_trio_run is not None and in_trio_run():
+    if _in_trio_task():
         return TrioBackend(sys.modules["trio.lowlevel"])
     running_loop = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
     loop = None if running_loop is None else running_loop()
@@ -220,16 +314,20 @@ def running_backend() -> Backend | None:
 
 def has_ended(group: Any) -> bool:
     """
-    Return whether a foreign task group is known to take no more tasks.
+    Return whether a foreign task group is known to take no more tasks, or to let none run.
 
     There is no public way to ask without starting a task, which a batch under a manual schedule
     must not have. Where an attribute is missing the answer is no, and starting the task will tell.
     """
     scope = getattr(group, "cancel_scope", None)
+    tasks = getattr(group, "_tasks", True)
     return bool(
         getattr(group, "_closed", False)  # trio.Nursery
         or not getattr(group, "_active", True)  # anyio's on trio
+        or getattr(getattr(group, "_nursery", None), "_closed", False)  # the same
         or not getattr(scope, "_active", True)  # anyio's on asyncio
-        or (getattr(group, "_exiting", False) and not getattr(group, "_tasks", True))
+        or (getattr(group, "_exiting", False) and not tasks)
+        # anyio's on asyncio, cancelled with nothing left: it will never cancel a task started now
+        or (getattr(scope, "cancel_called", False) and not tasks)
         or getattr(group, "_aborting", False)  # both asyncio.TaskGroup
     )

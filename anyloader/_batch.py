@@ -1,5 +1,5 @@
 """
-One batch: a synchronous state machine. Nothing in here awaits, and nothing else changes a batch.
+A batch, its loads and who waits for them: what shares state stands in this file, and nothing awaits.
 
 Theory of operation
 ===================
@@ -10,44 +10,89 @@ are its *followers*, handles of their own that settle with it. A ``load_many`` i
 batch that it touches, whatever the number of its keys. So::
 
     loads on a batch  =  entries made by load  +  followers  +  load_manys
-    ``live``          =  how many of these are still wanted (see the table in _handle)
+    ``live``          =  how many of these are still wanted
+    ``awaiting``      =  how many tasks wait for one of these now (and for deferred hits)
 
 When ``live`` drops to zero nobody wants the batch: sealed or running, it is cancelled at once; an
-open one finds out when it is sealed, because until then an await may revive a load. That one
-number is kept up to date by whoever changes sides, so cancelling n waiters costs O(n). Which keys
-are unwanted is worked out only once, at the seal, and only if ``live`` ever went down.
+open one finds out when it is sealed, because until then an await may revive a load. These numbers are
+kept up to date by whoever changes sides, so cancelling n waiters costs O(n). Which keys are unwanted
+is worked out only once, at the seal, and only if ``live`` ever went down.
 
 The states and all moves between them stand in ``TRANSITIONS``. A move that is not in the table
 raises and changes nothing.
 
 ==========  ====================================================================================
-OPEN        takes keys; a task runs the schedule (under ``manual()`` there is none)
-SEALED      takes no more keys; waits for a token of the limiter, where there is one
+OPEN        takes keys: its schedule has not returned, or its limiter has no token for it yet
+SEALED      takes no more keys; waits for a task, or for its token
 RUNNING     the batch function runs
 DONE        all loads are settled; a cancelled function may still be cleaning up
 ==========  ====================================================================================
+
+A pending handle is in one of three conditions, and its waiters say which:
+
+=======================  =======================================================================
+``_waiters``             the load is
+=======================  =======================================================================
+``None``                 wanted: nobody has awaited it yet
+a waiter, or a dict      wanted: these await it now; a dict is made for the second one
+with members
+``NOBODY``, or an empty  given up: it was awaited, and every await of it was cancelled (or nobody
+dict                     asked for this key by itself: a ``load_many`` brought it)
+=======================  =======================================================================
+
+The handle of a ``load_many`` knows ``None``, a dict with members and an empty one. There is no future
+here that waiters share: each parks by itself, so cancelling one cannot reach another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
-from itertools import chain, compress, count
-from typing import TYPE_CHECKING, Any, Final, Protocol
+import enum
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
+from contextvars import ContextVar
+from functools import partial
+from itertools import chain, count
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
-from ._backend import Waiters, wake_all
-from ._cache import ValueCache
-from ._errors import LoadCancelledError, LoadDeadlockError
-from ._handle import Failure, LoadHandle, LoadManyHandle, bare_handle, outcome_of, running_batch
-from ._results import ResultRules, aligned, excerpt, on_missing_value, wrong_result
+from anyio import TaskCancelled, TaskFailed, TaskNotFinished
+
+from ._backend import Backend, delegate, prove_stack_room
+from ._deadlock import begin_wait, end_wait
+from ._errors import LoadCancelledError
+from ._results import AWAITS, Failure, ResultRules, aligned, outcome_of
 from .hooks import BatchCancelled, BatchFailed, BatchFinished, BatchSealed, Hooks
 
 if TYPE_CHECKING:
-    from anyio import CancelScope, CapacityLimiter
+    from collections.abc import Awaitable
+
+    from anyio import CancelScope
 
     from ._dispatcher import Dispatcher
+    from ._limits import Gate
+    from ._statistics import Counts
     from .schedules import Schedule
 
-__all__ = ("TRANSITIONS", "Batch", "BatchRules", "new_handle")
+__all__ = (
+    "NOBODY",
+    "TRANSITIONS",
+    "Batch",
+    "LoadHandle",
+    "LoadManyHandle",
+    "Parked",
+    "new_handle",
+    "settled_handle",
+    "running_batch",
+)
+
+V = TypeVar("V")
+V_co = TypeVar("V_co", covariant=True)
+T_co = TypeVar("T_co", covariant=True)
+
+#: The batch whose function this code runs in, directly or in a task that it started. Such a task may
+#: go on for long, so a batch that has ended keeps nothing that was loaded.
+running_batch: ContextVar[Batch | None] = ContextVar("anyloader_running_batch", default=None)
+
+#: False, as an empty dict is.
+NOBODY: Any = ()
 
 _numbers = count(1)
 
@@ -80,113 +125,572 @@ _SEAL, _START, _DROP = _Moves("seal"), _Moves("start"), _Moves("drop")
 _SETTLE, _FAIL, _CANCEL = _Moves("settle"), _Moves("fail"), _Moves("cancel")
 
 
-class BatchRules(ResultRules, Protocol):
-    """What a batch asks of its loader."""
+class _Driven(Coroutine[Any, Any, T_co]):
+    """
+    Makes an awaitable pass for a coroutine, as ``asyncio.create_task`` and anyio demand.
 
-    limiter: CapacityLimiter | None
-    value_cache: ValueCache[Any, Any] | None
-    _hooks: Hooks | None
-    #: Whether the function is known to be an async generator.
-    _streams: bool
-    #: How often it was called, and with how many keys.
-    _batches: int
-    _keys: int
+    Several tasks may be given the same handle, and each then drives it by itself. So the iterator
+    that a task advances belongs to that task: one that they shared would break for all once one of
+    them is cancelled.
+    """
 
-    def batch_load_fn(self, keys: list[Any], /) -> Any: ...
+    __slots__ = ("_drives",)
 
-    def _keeps_error(self, error: Any) -> bool: ...
+    # Not set before somebody drives the handle: most handles are simply awaited.
+    _drives: tuple[Backend, dict[object, Generator[Any, Any, T_co]]]
 
-    def _evict(self, pairs: Iterable[tuple[Any, LoadHandle[Any]]]) -> None: ...
+    def _pending_in(self) -> Batch | None:
+        """Return a batch that has to settle this first."""
+        raise NotImplementedError
 
-    def _take_deletions(self) -> list[Any]: ...
+    def send(self, value: Any, /) -> Any:
+        return self._drive("send", value)
 
-    def _delete_values(self, cache_keys: list[Any]) -> None: ...
+    def throw(self, typ: Any, val: Any = None, tb: Any = None, /) -> Any:
+        if val is None:
+            val = typ() if isinstance(typ, type) else typ
+        return self._drive("throw", val if tb is None else val.with_traceback(tb))
 
-    def _batch_left(self, batch: Batch) -> None: ...
+    def _drive(self, method: str, argument: Any) -> Any:
+        pair = getattr(self, "_drives", None)
+        if pair is None:
+            batch = self._pending_in()
+            if batch is None:  # settled, so the iterator ends with the first step
+                return getattr(self.__await__(), method)(argument)
+            pair = self._drives = (batch.backend, {})
+        backend, drives = pair
+        task = backend.current_task()
+        iterator = drives.get(task)
+        if iterator is None:
+            iterator = drives[task] = self.__await__()
+        try:
+            return getattr(iterator, method)(argument)
+        except BaseException:
+            del drives[task]
+            raise
+
+    def close(self) -> None:
+        """Give up the await that the current task drives, if any; the load itself goes on."""
+        pair = getattr(self, "_drives", None)
+        if pair is not None:
+            iterator = pair[1].pop(pair[0].current_task(), None)
+            if iterator is not None:
+                iterator.close()
 
 
-def new_handle(key: Any, batch: Batch | None, waiters: Any = None) -> LoadHandle[Any]:
-    handle: LoadHandle[Any] = bare_handle()
+class LoadHandle(_Driven[V_co]):
+    """
+    One load, on its way or settled; ``loader.load(key)`` returns it.
+
+    It can be awaited any number of times, by any number of tasks. Awaiting a settled handle returns
+    at once, without a checkpoint; awaiting a pending one is a checkpoint. It also passes for a
+    coroutine, for those who ask: ``task_group.start_soon(loader.load, key)``,
+    ``asyncio.create_task(loader.load(key))`` and the like work.
+
+    Awaiting it raises the error of the load. While it is pending it raises
+    :class:`LoadDeadlockError` in a batch function that could not end before the load settles, and
+    ``RuntimeError`` in another event loop or thread.
+
+    **Cancellation.** Cancelling a task that awaits the handle affects no other waiter, no other
+    handle of the same key, and no later load. Once every await of it was cancelled the load is
+    given up: its key leaves a batch that was not yet sent (unless another load wants it), and a
+    batch whose loads are all given up is cancelled. Awaiting it again before that revives it. In
+    the other direction, where the batch is cancelled or its scope ends under a waiter, the waiter
+    gets :class:`LoadCancelledError`; it is never cancelled itself.
+    """
+
+    class Status(enum.Enum):
+        """The status of a load."""
+
+        PENDING = enum.auto()
+        FINISHED = enum.auto()
+        FAILED = enum.auto()
+        CANCELLED = enum.auto()
+
+    # As few as can be: there may be millions, through which the garbage collector has to walk.
+    __slots__ = ("_batch", "_key", "_value", "_waiters")
+
+    #: The batch that will settle this handle; ``None`` once settled, which this module alone does.
+    _batch: Batch | None
+    #: Who waits; see the table on top of the module.
+    _waiters: Any
+    #: Not there before it is settled. Then the value, or a :class:`Failure`.
+    _value: Any
+    _key: Any
+
+    def __init__(self) -> None:
+        raise TypeError("handles are made by DataLoader.load()")
+
+    @property
+    def key(self) -> Any:
+        """The key, as it was given to ``load``."""
+        return self._key
+
+    @property
+    def status(self) -> LoadHandle.Status:
+        """How the load stands."""
+        if self._batch is not None:
+            return LoadHandle.Status.PENDING
+        if type(self._value) is not Failure:
+            return LoadHandle.Status.FINISHED
+        if isinstance(self._value.exception, LoadCancelledError):
+            return LoadHandle.Status.CANCELLED
+        return LoadHandle.Status.FAILED
+
+    @property
+    def return_value(self) -> V_co:
+        """
+        The value of the load.
+
+        :raises anyio.TaskNotFinished: if the load is pending
+        :raises anyio.TaskCancelled: if the load was cancelled
+        :raises anyio.TaskFailed: if the load failed; ``__cause__`` is the error
+        """
+        failure = self._failure()
+        if failure is not None:
+            raise TaskFailed("the load failed") from failure.exception
+        value: V_co = self._value
+        return value
+
+    @property
+    def exception(self) -> BaseException | None:
+        """
+        The error that the load failed with, ``None`` if it has a value.
+
+        :raises anyio.TaskNotFinished: if the load is pending
+        :raises anyio.TaskCancelled: if the load was cancelled
+        """
+        failure = self._failure()
+        return None if failure is None else failure.exception
+
+    def _failure(self) -> Failure | None:
+        status = self.status
+        if status is LoadHandle.Status.PENDING:
+            raise TaskNotFinished("the load has not finished yet")
+        if status is LoadHandle.Status.CANCELLED:
+            raise TaskCancelled("the load was cancelled") from self._value.exception
+        return self._value if status is LoadHandle.Status.FAILED else None
+
+    async def wait(self) -> None:
+        """
+        Wait until the load has settled, however it did; counts as awaiting it.
+
+        Returns at once, without a checkpoint, if it has settled; is a checkpoint otherwise.
+
+        :raises LoadDeadlockError: if called in a batch function that could not end before the load
+            settles
+        """
+        await delegate(self.__await__(False))
+
+    def __await__(self, outcome: bool = True) -> Generator[Any, Any, V_co]:
+        # All in one generator, with nothing to delegate to but the waiter: it runs for every load
+        # that is awaited.
+        batch: Any = self._batch
+        if batch is not None:
+            backend: Any = batch.backend
+            if backend.current() is not backend.token or not batch.has_task:
+                batch.scope.check_await(batch)
+            if self._batch is not None:  # it did not fail by this
+                origin = running_batch.get()
+                if origin is not None:
+                    begin_wait(origin, (batch,))
+                waiter: Any = backend.new_waiter()
+                self._enter(batch, waiter)
+                try:
+                    if backend.waits_for_futures:
+                        # What ``yield from`` a future comes to, but for the iterator that it makes.
+                        waiter._asyncio_future_blocking = True
+                        yield waiter
+                    else:
+                        yield from waiter
+                    if self._batch is not None:
+                        raise RuntimeError("a load was resumed before it settled")
+                except BaseException:
+                    # Whatever ended it, this await is over without an outcome.
+                    if self._batch is not None:
+                        self._leave(batch, waiter)
+                    raise
+                finally:
+                    if origin is not None:
+                        end_wait(origin, (batch,))
+        value: Any = self._value
+        if type(value) is not Failure or not outcome:
+            return value  # type: ignore[no-any-return]  # pyright: ignore[reportReturnType]
+        # The traceback will hold this frame, which shall hold nothing that holds the error.
+        batch = waiter = origin = None
+        try:
+            raise value.renewed()
+        finally:
+            del self, value
+
+    def _enter(self, batch: Batch, waiter: Any) -> None:
+        waiters = self._waiters
+        batch.awaiting += 1
+        if waiters is None:
+            self._waiters = waiter
+        elif not waiters:
+            batch.revive(self)
+            self._waiters = waiter
+        elif type(waiters) is dict:
+            waiters[waiter] = None
+        else:
+            self._waiters = {waiters: None, waiter: None}
+
+    def _leave(self, batch: Batch, waiter: Any) -> None:
+        waiters = self._waiters
+        batch.awaiting -= 1
+        if type(waiters) is dict:
+            del waiters[waiter]
+        else:
+            self._waiters = waiters = NOBODY
+        if not waiters:
+            batch.give_up(self)
+
+    @property
+    def _is_wanted(self) -> bool:
+        """Of a pending load; see the table on top of the module."""
+        return self._waiters is None or bool(self._waiters)
+
+    def _waiter_count(self) -> int:
+        waiters = self._waiters
+        return len(waiters) if type(waiters) is dict else bool(waiters)
+
+    def _settle(self, value: Any) -> Iterable[Any]:
+        """Take a value, or a failure; return those to wake. Done by its batch only."""
+        waiters = self._waiters
+        self._value = value
+        self._batch = self._waiters = None
+        return (waiters or ()) if type(waiters) is dict or not waiters else (waiters,)
+
+    def _pending_in(self) -> Batch | None:
+        return self._batch
+
+    @property
+    def _is_pending(self) -> bool:
+        return self._batch is not None
+
+    def _park(self, waiter: Callable[[], object]) -> Parked | None:
+        """Call ``waiter`` when this settles; ``None`` if it has settled already."""
+        batch = self._batch
+        if batch is not None:
+            batch.scope.check_await(batch)
+        return None if self._batch is None else Parked(self, self._batch, (self._batch,), waiter)
+
+    def __repr__(self) -> str:
+        detail = f" of {self._batch!r}" if self._batch is not None else ""
+        return f"<LoadHandle {self.status.name.lower()} key={self._key!r}{detail}>"
+
+
+class LoadManyHandle(_Driven[list[V]], Generic[V]):
+    """
+    The loads of one ``load_many``, awaited together.
+
+    Awaiting it gives the values in the order of the keys. The first failing key, in that order,
+    raises its error; with ``return_exceptions=True`` errors stand in the list in place of values.
+    It can be awaited any number of times and passes for a coroutine, as a :class:`LoadHandle` does;
+    all said there of checkpoints and cancellation holds here, for all its loads together.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_batches",
+        "_handles",
+        "_next",
+        "_required",
+        "_return_exceptions",
+        "_waiters",
+    )
+
+    def __init__(self, return_exceptions: bool) -> None:
+        # Filled by the loader.
+        self._handles: list[LoadHandle[V]] = []
+        #: The batches that have to settle some of the handles. In each of them this is one load.
+        self._batches: dict[Batch, None] = {}
+        #: All handles before this one have settled and are no reason to end.
+        self._next = 0
+        self._return_exceptions = return_exceptions
+        #: Makes the error of a key whose value is ``None``, where that is one.
+        self._required: Callable[[Any], Exception] | None = None
+        #: See the table on top of the module.
+        self._waiters: dict[Any, None] | None = None
+
+    @property
+    def _is_wanted(self) -> bool:
+        return self._waiters is None or bool(self._waiters)
+
+    def _is_settled(self) -> bool:
+        """Whether all handles have settled, or the first that fails makes the rest pointless."""
+        handles = self._handles
+        n = len(handles)
+        i = self._next if self._batches else n
+        while i < n and handles[i]._batch is None:
+            if type(handles[i]._value) is Failure and not self._return_exceptions:
+                break
+            i += 1
+        self._next = i
+        return i == n or handles[i]._batch is None
+
+    def __await__(self) -> Generator[Any, Any, list[V]]:
+        if self._batches and not self._is_settled():
+            yield from self._until_settled()
+        if self._batches and self._next < len(self._handles):
+            values: list[Any] = [self._handles[self._next]._value]
+        else:
+            values = [handle._value for handle in self._handles]
+        if self._required is not None and type(None) in set(map(type, values)):
+            values = list(map(self._refuse_none, self._handles))
+        if Failure not in set(map(type, values)):
+            return values
+        if self._return_exceptions:
+            values = [v.exception if type(v) is Failure else v for v in values]
+            return values
+        failure: Failure = next(value for value in values if type(value) is Failure)
+        try:
+            raise failure.renewed()
+        finally:
+            del self, failure, values  # as in LoadHandle
+
+    def _refuse_none(self, handle: LoadHandle[V]) -> Any:
+        required: Any = self._required
+        return Failure(required(handle._key)) if handle._value is None else handle._value
+
+    def _until_settled(self) -> Generator[Any, Any, None]:
+        for batch in list(self._batches):
+            batch.scope.check_await(batch)
+        if self._is_settled():
+            return
+        batches = tuple(self._batches)
+        origin = running_batch.get()
+        if origin is not None:
+            begin_wait(origin, batches)
+        waiter = batches[0].backend.new_waiter()
+        self._enter(None, waiter)
+        try:
+            yield from waiter
+            if not self._is_settled():
+                raise RuntimeError("a load_many was resumed before it settled")
+        except BaseException:
+            if self._waiters and waiter in self._waiters:
+                self._leave(None, waiter)
+            raise
+        finally:
+            if origin is not None:
+                end_wait(origin, batches)
+
+    def _enter(self, _batch: object, waiter: Any) -> None:
+        if not self._waiters:
+            for batch in self._batches:
+                batch.awaiting += 1
+                if self._waiters is not None:
+                    batch.revive(self)
+            self._waiters = {}
+            self._watch(True)
+        self._waiters[waiter] = None
+
+    def _leave(self, _batch: object, waiter: Any) -> None:
+        waiters: Any = self._waiters
+        del waiters[waiter]
+        if not waiters:
+            self._watch(False)
+            for batch in list(self._batches):
+                batch.awaiting -= 1
+                batch.give_up(self)
+
+    def _watch(self, watch: bool) -> None:
+        """Hear of the handle that is next, which its batch may settle before all others."""
+        handle = self._handles[self._next]
+        if handle._batch is not None:
+            watchers = handle._batch.watchers.setdefault(handle, {})
+            watchers[self] = None
+            if not watch:
+                del watchers[self]
+
+    def _progress(self, backend: Backend) -> None:
+        """Some handles have settled: wake who waits if that was all, or go on to the next one."""
+        if not self._waiters:
+            return
+        if not self._is_settled():
+            self._watch(True)
+            return
+        woken, self._waiters = self._waiters, None  # got what they wanted, which is not giving up
+        for batch in self._batches:
+            batch.awaiting -= 1
+        backend.wake(woken)
+        for batch in list(self._batches):
+            batch.scope.reconsider(batch)
+
+    def _pending_in(self) -> Batch | None:
+        return next(iter(self._batches), None)
+
+    @property
+    def _is_pending(self) -> bool:
+        return bool(self._batches) and not self._is_settled()
+
+    def _park(self, waiter: Callable[[], object]) -> Parked | None:
+        """Call ``waiter`` when this settles; ``None`` if it has settled already."""
+        for batch in list(self._batches):
+            batch.scope.check_await(batch)
+        if not self._batches or self._is_settled():
+            return None
+        batches = tuple(self._batches)
+        return Parked(self, batches[0], batches, waiter)
+
+    def __repr__(self) -> str:
+        pending = sum(handle._batch is not None for handle in self._handles)
+        return f"<LoadManyHandle of {len(self._handles)} keys, {pending} pending>"
+
+
+class Parked:
+    """
+    Somebody who waits for a load and is no task: a callback.
+
+    Counts as a task that awaits the load. Made by ``_park`` of the handle.
+    """
+
+    __slots__ = ("_batches", "_first", "_load", "_origin", "_waiter")
+
+    def __init__(
+        self, load: Any, first: Batch, batches: tuple[Batch, ...], waiter: Callable[[], object]
+    ) -> None:
+        self._load: Any = load
+        self._first = first
+        self._batches = batches
+        self._waiter = waiter
+        self._origin = running_batch.get()
+        if self._origin is not None:
+            begin_wait(self._origin, batches)
+        load._enter(first, self)
+
+    def set_result(self, _: None) -> None:
+        self._end()
+        self._waiter()
+
+    def leave(self) -> None:
+        """Give up waiting, as a task does that is cancelled; nothing if it has settled."""
+        if self._load is not None:
+            load = self._load
+            self._end()
+            load._leave(self._first, self)
+
+    def _end(self) -> None:
+        self._load = None
+        if self._origin is not None:
+            end_wait(self._origin, self._batches)
+
+
+AWAITS |= {LoadHandle.__await__.__code__, LoadManyHandle.__await__.__code__}
+
+#: Makes a handle without its ``__init__``, and faster than that would be.
+_bare_handle: Any = partial(object.__new__, LoadHandle)
+
+
+def new_handle(
+    key: Any, batch: Batch | None, waiters: Any = None, make: Any = _bare_handle
+) -> LoadHandle[Any]:
+    handle: LoadHandle[Any] = make()
     handle._key = key
     handle._batch = batch
-    handle._content = waiters
+    handle._waiters = waiters
     return handle
 
 
-def _as_cache_keys(key: Any, rules: ResultRules) -> Iterator[Any]:
-    """A stream may give cache keys, as a mapping does, or the keys as it was given them."""
-    yield key
-    yield rules._cache_key(key)
+def settled_handle(key: Any, value: Any, make: Any = _bare_handle) -> LoadHandle[Any]:
+    """
+    :param value: the value, or a failure
+    """
+    handle = new_handle(key, None, None, make)
+    handle._settle(value)
+    return handle
+
+
+class BatchRules(ResultRules, Protocol):
+    """What a batch asks of its loader."""
+
+    counts: Counts
+    hooks: Hooks | None
+    #: Whether a list that is as long as the keys is not yet the values.
+    gives_rows: bool
+    #: Whether entries leave the cache when they settle.
+    forgets: bool
+
+    def keeps_error(self, error: Any, /) -> bool: ...
+
+    def evict(self, pairs: Iterable[tuple[Any, LoadHandle[Any]]], /) -> None: ...
+
+    def batch_left(self, batch: Batch, /) -> None: ...
 
 
 class Batch:
     """See the theory of operation on top of this module."""
 
-    __slots__ = (
-        "__weakref__",
-        "_deferred",
-        "_followers",
-        "_index",
-        "_number",
-        "_sift_needed",
-        "_taken_out",
-        "backend",
-        "cache_keys",
-        "cleared",
-        "dispatcher",
-        "entries",
-        "keys_",
-        "live",
-        "load_manys",
-        "origins",
-        "rules",
-        "schedule",
-        "schedule_scope",
-        "state",
-        "waits",
-        "watchers",
-        "worker_scope",
-    )
+    # Class attributes are the state that most batches never leave: no slots, but few writes.
+
+    #: One of the four states. Changed only by looking up the next one.
+    state: str = OPEN
+    live = 0
+    awaiting = 0
+    #: Whether a task of its own, or that of its scope's rounds, will see to it.
+    has_task = False
+    #: What to cancel to make the schedule, or the function, let go. Set by the workers.
+    schedule_scope: CancelScope | None = None
+    worker_scope: CancelScope | None = None
+    #: After so many rounds it leaves; set by the rounds, when they first see it.
+    due: int | None = None
+    #: Entry -> cache key, where that is not the key itself.
+    cache_keys: dict[LoadHandle[Any], Any] | None = None
+    #: Entry -> other loads of it.
+    followers: dict[LoadHandle[Any], list[LoadHandle[Any]]] | None = None
+    #: Cache key -> entry, where the batch deduplicates or is fed by a stream.
+    index: dict[Any, LoadHandle[Any]] | None = None
+    #: Hits that wait for this batch, with their outcomes. No loads of it.
+    deferred: dict[LoadHandle[Any], Any] | None = None
+    #: The load_manys that wait for a deferred hit, and are no loads of this batch for that.
+    _waited_on: tuple[LoadManyHandle[Any], ...] = ()
+    #: The weight of its keys.
+    weight: float = 0
+    #: The batches whose running functions loaded from this one, and those that its own loaded from.
+    origins: dict[Batch, None] | None = None
+    loaded_from: dict[Batch, None] | None = None
+    #: The batches that this one's function awaits now, with how many of its tasks do; and in how many
+    #: functions somebody awaits this one. Changed by ``_deadlock`` only.
+    waits: dict[Batch, int] | None = None
+    awaited_by = 0
+    #: Whether ``live`` ever went down since it was last looked through for who is not wanted.
+    _sift_needed = False
+    #: How many of the entries have been settled, each by itself, and are still in the list.
+    settled = 0
+    #: Entry -> the load_manys that it is in, and how many entries each of these is waiting for. Made
+    #: when the first entry is settled by itself.
+    _owners: dict[LoadHandle[Any], list[LoadManyHandle[Any]]] | None = None
+    _left: dict[LoadManyHandle[Any], int]
+    _number = 0
 
     def __init__(
-        self, rules: BatchRules, dispatcher: Dispatcher, schedule: Schedule, own_cache_keys: bool
+        self,
+        loader: BatchRules,
+        scope: Dispatcher,
+        schedule: Schedule,
+        function: Any,
+        front: object,
+        gates: tuple[Gate, ...],
     ) -> None:
-        self.rules = rules
-        self.dispatcher = dispatcher
-        self.backend = dispatcher.backend
-        self.schedule = schedule
-        #: One of the four states. Changed only by looking up the next one.
-        self.state = OPEN
-        #: Keys, cache keys and entries run in parallel. Appended to by the loader while OPEN,
-        #: filtered by ``_sift`` only. Without ``get_cache_key`` the first two are one list.
-        self.keys_: list[Any] = []
-        self.cache_keys: list[Any] = [] if own_cache_keys else self.keys_
+        self.loader: Any = loader
+        self.name = loader.name
+        self.scope = scope
+        self.backend = scope.backend
+        self.schedule: Any = schedule
+        self.function: Any = function
+        #: Keeps alive whose methods may be called.
+        self.front = front
+        self.gates = gates
+        #: What hears of each new key: whoever counts rounds.
+        self.pulse: Any = scope
+        #: Appended to by the loader while OPEN, in one step for each; filtered by ``_sift`` only.
         self.entries: list[LoadHandle[Any]] = []
-        #: How many loads are still wanted. Changed by the loader when it adds a load, by ``share``,
-        #: ``join``, ``give_up``, ``revive`` and ``_sift``.
-        self.live = 0
-        self.load_manys: dict[LoadManyHandle[Any], None] = {}
-        #: load_manys that wait for some entry to settle.
-        self.watchers: Waiters = {}
-        #: What to cancel to make the schedule, or the function, let go. Set by the dispatcher.
-        self.schedule_scope: CancelScope | None = None
-        self.worker_scope: CancelScope | None = None
-        self._followers: dict[LoadHandle[Any], list[LoadHandle[Any]]] | None = None
-        #: Hits that wait for this batch (``defer_hits``), with their outcomes. No loads of it.
-        self._deferred: dict[LoadHandle[Any], Any] | None = None
-        #: Cache key -> entry, where the batch deduplicates or is fed by a stream.
-        self._index: dict[Any, LoadHandle[Any]] | None = None
-        #: The batches whose functions loaded from this one.
-        self.origins: set[Batch] | None = None
-        #: The batches that this one's function awaits now, and how many of its tasks do.
-        self.waits: dict[Batch, int] | None = None
-        #: Cache keys that were cleared since: their values are not to be stored anywhere.
-        self.cleared: frozenset[Any] = frozenset()
-        #: Whether ``live`` ever went down, or an entry was taken out.
-        self._sift_needed = False
-        #: How many of the entries were taken out, and wait for the seal to leave the lists.
-        self._taken_out = 0
-        self._number = 0
+        #: The load_manys that are loads of this batch, with their entries in it.
+        self.manys: dict[LoadManyHandle[Any], list[LoadHandle[Any]]] = {}
+        #: Handle -> the load_manys that wait for it to settle before others.
+        self.watchers: dict[LoadHandle[Any], dict[LoadManyHandle[Any], None]] = {}
 
     @property
     def number(self) -> int:
@@ -198,84 +702,102 @@ class Batch:
     # What schedules see (BatchView)
 
     @property
-    def name(self) -> str:
-        return self.rules.name
-
-    @property
     def keys(self) -> tuple[Any, ...]:
-        return tuple(k for k, entry in zip(self.keys_, self.entries) if entry._batch is self)
+        return tuple(entry._key for entry in self.entries if entry._batch is self)
 
     @property
     def size(self) -> int:
-        return len(self.entries) - self._taken_out
+        return len(self.entries) - self.settled
 
     @property
     def added(self) -> int:
-        return len(self.keys_)  # nothing leaves the list while the batch is open
+        return len(self.entries)  # nothing leaves the list while the batch is open
 
     @property
     def is_open(self) -> bool:
         return self.state is OPEN
 
-    def checkpoint(self) -> Awaitable[None]:
-        passing: Awaitable[None] = self.backend.checkpoint()
-        return passing
-
     @property
-    def is_queued(self) -> bool:
-        return self.state is OPEN or self.state is SEALED
+    def is_at_work(self) -> bool:
+        """Whether its function runs, or is cleaning up after it was cancelled."""
+        return self.state is RUNNING or (self.state is DONE and self.loader is not None)
 
     @property
     def is_done(self) -> bool:
         return self.state is DONE
 
+    def checkpoint(self) -> Awaitable[None]:
+        passing: Awaitable[None] = self.backend.checkpoint()
+        return passing
+
     # Loads come in
 
-    def share(self, entry: LoadHandle[Any], key: Any) -> LoadHandle[Any]:
-        """Return a new load of a pending entry."""
-        follower = new_handle(key, self)
-        self._follow(entry, follower)
+    def add(self, key: Any, waiters: Any = None) -> LoadHandle[Any]:
+        """
+        Return the entry of a new key, which is in the batch from then on.
+
+        :param waiters: ``None`` if the entry is a load, ``NOBODY`` if a load_many brings it
+        """
+        entry = new_handle(key, self, waiters)
+        # In an order in which no interruption makes a batch that hangs: one load too many is counted
+        # at worst.
+        if waiters is None:
+            self.live += 1
+        self.entries.append(entry)
+        self.pulse.news += 1
+        return entry
+
+    def add_all(self, entries: list[LoadHandle[Any]], many: LoadManyHandle[Any]) -> None:
+        """Take the entries of many new keys, which a load_many brings."""
+        for entry in entries:
+            entry._batch = self
+        self.join(many, entries)
+        self.entries += entries
+        self.pulse.news += 1
+
+    def share(self, entry: LoadHandle[Any], follower: LoadHandle[Any]) -> LoadHandle[Any]:
+        """Let ``follower`` be one more load of a pending entry."""
+        if self.followers is None:
+            self.followers = {}
+        self.followers.setdefault(entry, []).append(follower)
         self.live += 1
         self.note_origin()
         return follower
 
-    def _follow(self, entry: LoadHandle[Any], follower: LoadHandle[Any]) -> None:
-        if self._followers is None:
-            self._followers = {}
-        self._followers.setdefault(entry, []).append(follower)
+    def defer(
+        self, hit: LoadHandle[Any], handle: LoadHandle[Any], many: LoadManyHandle[Any] | None
+    ) -> None:
+        """Let ``handle`` settle as ``hit`` did, but not before this batch does."""
+        if self.deferred is None:
+            self.deferred = {}
+        self.deferred[handle] = hit._value
+        if many is not None and self not in many._batches:
+            many._batches[self] = None
+            self._waited_on = (*self._waited_on, many)
 
-    def defer(self, hit: LoadHandle[Any], waiters: Any) -> LoadHandle[Any]:
-        """Return a handle that settles as ``hit`` did, but not before this batch does."""
-        if self._deferred is None:
-            self._deferred = {}
-        handle = new_handle(hit._key, self, waiters)
-        self._deferred[handle] = hit._content
-        return handle
-
-    def join(self, many: LoadManyHandle[Any]) -> None:
-        """Count ``many`` as one load of this batch."""
-        if many not in self.load_manys:
-            self.load_manys[many] = None
+    def join(self, many: LoadManyHandle[Any], entries: list[LoadHandle[Any]]) -> None:
+        """Count ``many`` as one load of this batch, and these entries as wanted by it."""
+        known = self.manys.get(many)
+        if known is None:
+            self.manys[many] = entries
+            many._batches[self] = None
             self.live += 1
-            many._batches.setdefault(self, [])
             self.note_origin()
+        else:
+            known += entries
+        if self._owners is not None:
+            self._own(many, entries)
 
     def note_origin(self) -> None:
         """Remember it if the load comes from a batch function."""
         origin = running_batch.get()
-        if origin is not None:
+        if origin is not None and origin is not self and origin.state is not DONE:
             if self.origins is None:
-                self.origins = set()
-            self.origins.add(origin)
-
-    def find(self, cache_key: Any) -> LoadHandle[Any] | None:
-        """Return the entry to share, in a batch that deduplicates by itself."""
-        return None if self._index is None else self._index.get(cache_key)
-
-    def remember(self, cache_key: Any, entry: LoadHandle[Any]) -> None:
-        if self._index is None:
-            self._index = {}
-        self._index[cache_key] = entry
+                self.origins = {}
+            self.origins[origin] = None
+            if origin.loaded_from is None:
+                origin.loaded_from = {}
+            origin.loaded_from[self] = None
 
     # Loads change their minds
 
@@ -285,8 +807,8 @@ class Batch:
             self.live -= 1
             self._sift_needed = True
             if not self.live and self.state is not OPEN:
-                self.cancel("all its loads were given up", None)
-        self.dispatcher.reconsider()
+                self.cancel_if_there_is_room("all its loads were given up")
+        self.scope.reconsider(self)
 
     def revive(self, load: LoadHandle[Any] | LoadManyHandle[Any]) -> None:
         """A load that was given up is awaited again."""
@@ -295,18 +817,22 @@ class Batch:
 
     def _is_load(self, load: LoadHandle[Any] | LoadManyHandle[Any]) -> bool:
         if isinstance(load, LoadManyHandle):
-            return load in self.load_manys
-        return self._deferred is None or load not in self._deferred
+            return load in self.manys
+        return self.deferred is None or load not in self.deferred
 
-    @property
-    def is_awaited(self) -> bool:
-        """Whether some task awaits a load, or a deferred hit, of this batch right now."""
-        return any(many._is_awaited for many in self.load_manys) or any(
-            handle._waiters for handle in self._all_handles()
-        )
+    def cancel_if_there_is_room(self, why: str) -> None:
+        try:
+            self.cancel(why, None)
+        except RecursionError:
+            pass  # deep in the stack of who gave up: nobody is hurt if the function runs to its end
 
-    def _all_handles(self) -> Iterable[LoadHandle[Any]]:
-        return chain(self.entries, *(self._followers or {}).values(), self._deferred or ())
+    def loads_of(self, entry: LoadHandle[Any]) -> Iterator[LoadHandle[Any]]:
+        """Return an entry, and all that settles with it."""
+        yield entry
+        if self.followers is not None:
+            for follower in self.followers.get(entry, ()):
+                # In a stream, a follower may be an entry that has followers: see ``distinct_keys``.
+                yield from self.loads_of(follower)
 
     # From state to state
 
@@ -317,21 +843,33 @@ class Batch:
         :param reason: "schedule", "full", "dispatch" or "close"
         """
         self.state = _SEAL[self.state]
-        self.rules._batch_left(self)
+        loader = self.loader
+        loader.batch_left(self)
         if self._sift_needed:
-            self._sift(abandoned_too=True)
+            self._sift()
+        loader.counts.sealed += self.size
         if self.schedule_scope is not None:
             self.schedule_scope.cancel()
-        if self.rules._hooks is not None:
-            size = len(self.entries)
-            self.rules._hooks(BatchSealed(self.name, self.number, reason, size))
-        if not self.entries and self.state is SEALED:  # a hook may have ended it
-            self.state = _DROP[self.state]
-            self._after_settling()
+        if loader.hooks is not None:
+            loader.hooks(BatchSealed(self.name, self.number, reason, self.size))
+        if self.state is SEALED and not self.size:  # a hook may have ended it
+            self._end(_DROP)
 
-    def start(self) -> None:
-        """From now on the batch runs: who gives up all of it cancels its task."""
+    def start(self) -> bool:
+        """Let the function be called, unless nobody wants any of it any more."""
+        if self._sift_needed:  # given up, or primed, while it waited for a token
+            self.loader.counts.sealed -= self.size
+            self._sift()
+            self.loader.counts.sealed += self.size
+            if not self.entries:
+                if self.state is SEALED:  # evicting runs code of the user's
+                    self._end(_DROP)
+                return False
         self.state = _START[self.state]
+        counts = self.loader.counts
+        counts.sealed -= len(self.entries)
+        counts.running += 1
+        return True
 
     def keys_to_send(self, *, distinct: bool) -> list[Any]:
         """
@@ -339,62 +877,50 @@ class Batch:
 
         :param distinct: give each distinct key once; the other entries of a key follow the first
         """
-        keys = self.distinct_keys() if distinct else list(self.keys_)
-        self.rules._batches += 1
-        self.rules._keys += len(keys)
+        keys = self.distinct_keys() if distinct else [entry._key for entry in self.entries]
+        counts = self.loader.counts
+        counts.batches += 1
+        counts.keys += len(keys)
         return keys
 
     def distinct_keys(self) -> list[Any]:
         first: dict[Any, LoadHandle[Any]] = {}
-        self._index = first
+        self.index = first
         keys = []
-        for key, entry in zip(self.keys_, self.entries):
-            cache_key = self.rules._cache_key(key)
+        for entry in self.entries:
+            cache_key = self.loader.cache_key(entry._key)
             if cache_key in first:
-                self._follow(first[cache_key], entry)
+                if self.followers is None:
+                    self.followers = {}
+                self.followers.setdefault(first[cache_key], []).append(entry)
             else:
                 first[cache_key] = entry
-                keys.append(key)
+                keys.append(entry._key)
         return keys
 
-    def _sift(self, *, abandoned_too: bool) -> None:
-        """Drop the entries that were primed away and, at the seal, those that nobody wants."""
+    def _sift(self) -> None:
+        """Drop the entries that are settled, and those that nobody wants."""
+        self._sift_needed = False
         wanted: set[LoadHandle[Any]] = set()
-        live = 0
-        for many in self.load_manys:
-            handles = self._loads_of(many)
-            if handles and many._is_wanted:
-                live += 1
-                wanted.update(handles)
-        followers = self._followers or {}
-        keys, cache_keys, entries, unwanted = [], [], [], []
-        for key, cache_key, entry in zip(self.keys_, self.cache_keys, self.entries):
-            if entry._batch is not self:
-                continue
-            loads = sum(load._is_wanted for load in (entry, *followers.get(entry, ())))
-            if abandoned_too and not loads and entry not in wanted:
-                unwanted.append((cache_key, entry))
-                continue
-            live += loads
-            keys.append(key)
-            cache_keys.append(cache_key)
-            entries.append(entry)
-        self.cache_keys = keys if self.cache_keys is self.keys_ else cache_keys
-        self.keys_, self.entries, self.live = keys, entries, live
-        self._taken_out = 0
+        for many, entries in self.manys.items():
+            if many._is_wanted:
+                wanted.update(entries)
+        kept, unwanted = [], []
+        for entry in self.entries:
+            if entry._batch is self:
+                is_wanted = entry in wanted or any(x._is_wanted for x in self.loads_of(entry))
+                (kept if is_wanted else unwanted).append(entry)
         if unwanted:
-            error = LoadCancelledError(
-                f"a load of {self.rules.name} was given up before its batch was sent"
-            )
-            self.rules._evict(unwanted)
-            for _, entry in unwanted:
-                self._settle_entry(entry, Failure(error, None))
-        # What asks for nothing in here any more is no load of this batch.
-        self.load_manys = {many: None for many in self.load_manys if self._loads_of(many)}
+            error = LoadCancelledError(f"a load of {self.name} was given up before it was sent")
+            self.loader.evict(self._cached(unwanted))
+            self.settle_some((entry, Failure(error)) for entry in unwanted)
+        self.entries = kept
+        self.settled = 0
 
-    def _loads_of(self, many: LoadManyHandle[Any]) -> list[LoadHandle[Any]]:
-        """Return what ``many`` waits for in here, but for deferred hits."""
-        return [handle for handle in many._pending_in(self) if self._is_load(handle)]
+    def _cached(self, entries: Iterable[LoadHandle[Any]]) -> Iterator[tuple[Any, LoadHandle[Any]]]:
+        """Return entries with their cache keys."""
+        for entry in entries:
+            yield (entry._key if self.cache_keys is None else self.cache_keys.get(entry)), entry
 
     # Outcomes
 
@@ -404,261 +930,212 @@ class Batch:
 
         :raises BatchResultError: if ``result`` does not have one value for each key
         """
+        entries = self.entries
         values: Any = result
-        if type(result) is not list or len(result) != len(self.keys_):
-            values = aligned(self.rules, self.keys_, result)
-        errors = 0
-        for kind in set(map(type, values)):
-            if issubclass(kind, Exception):
-                values = list(map(outcome_of, values))
-                errors = sum(type(value) is Failure for value in values)
-                break
-        self.state = _SETTLE[self.state]
-        followers = self._followers
+        if type(result) is not list or len(result) != len(entries) or self.loader.gives_rows:
+            values = aligned(self.loader, [entry._key for entry in entries], result)
+        end = _SETTLE[self.state]
+        failed: list[LoadHandle[Any]] = []
         waiting: list[Any] = []
-        for entry, value in zip(self.entries, values):
-            waiters = entry._content
-            entry._content = value
-            entry._batch = None
+        followers = self.followers
+        kind: Any = None
+        is_error = False
+        for entry, value in zip(entries, values):
+            if type(value) is not kind:
+                kind = type(value)
+                is_error = issubclass(kind, BaseException)
+            if is_error:
+                value = outcome_of(value)
+                if type(value) is Failure:
+                    failed.append(entry)
+            waiters = entry._waiters
+            entry._value = value
+            entry._batch = entry._waiters = None
             if waiters:
                 if type(waiters) is dict:
                     waiting.extend(waiters)
                 else:
                     waiting.append(waiters)
-            if followers is not None and entry in followers:
-                for follower in followers[entry]:
-                    self._settle_handle(follower, value)
+            if followers is not None:
+                for follower in followers.get(entry, ()):
+                    waiting.extend(follower._settle(value))
+        self.state = end
         if waiting:
             self.backend.wake(waiting)
-        self._finish(zip(self.cache_keys, self.entries) if errors else (), errors)
+        self._finish(entries if self.loader.forgets else failed, failed)
 
-    def settle_some(self, found: Iterable[tuple[Any, LoadHandle[Any]]]) -> None:
-        """Settle some entries by values from elsewhere; the others remain for the function."""
-        for value, entry in found:
-            self._settle_entry(entry, value)
-        wake_all(self.backend, self.watchers)
-        self.dispatcher.reconsider()
-        self._sift(abandoned_too=False)
+    def settle_some(self, outcomes: Iterable[tuple[LoadHandle[Any], Any]]) -> None:
+        """Settle some entries, or deferred hits, by themselves; others remain."""
+        if self._owners is None and self.manys:
+            self._owners, self._left = {}, {}
+            for many, entries in self.manys.items():
+                self._own(many, entries)
+        waiting: list[Any] = []
+        told: dict[LoadManyHandle[Any], None] = {}
+        for entry, outcome in outcomes:
+            is_load = self._is_load(entry)
+            for load in self.loads_of(entry):
+                if load._batch is None:
+                    continue  # in a stream, an entry that is a follower too comes twice
+                if is_load and load._is_wanted:
+                    self.live -= 1
+                told.update(self.watchers.pop(load, ()))
+                self.awaiting -= load._waiter_count()
+                waiting.extend(load._settle(outcome))
+            self.settled += is_load
+            self._disown(entry)
+        if waiting:
+            self.backend.wake(waiting)
+        for many in told:
+            many._progress(self.backend)
+        self.scope.doubt(self)
+
+    def _own(self, many: LoadManyHandle[Any], entries: list[LoadHandle[Any]]) -> None:
+        owners: Any = self._owners
+        for entry in entries:
+            if entry._batch is self:
+                owners.setdefault(entry, []).append(many)
+                self._left[many] = self._left.get(many, 0) + 1
+
+    def _disown(self, entry: LoadHandle[Any]) -> None:
+        """An entry has settled; a load_many with no other one in here is no load of this any more."""
+        for many in () if self._owners is None else self._owners.pop(entry, ()):
+            self._left[many] -= 1
+            if not self._left[many]:
+                del self._left[many], self.manys[many]
+                self.live -= many._is_wanted
+                if many._waiters:
+                    self.awaiting -= 1
+                many._batches.pop(self, None)
+
+    def settle_found(self, outcomes: Iterable[tuple[LoadHandle[Any], Any]]) -> None:
+        """Settle some entries of a running batch; the others remain for the function."""
+        self.settle_some(outcomes)
+        self.entries = [entry for entry in self.entries if entry._batch is self]
+        self.settled = 0
         if not self.entries:
             self.state = _SETTLE[self.state]
-            self._finish((), 0)
+            self._finish([], [])
         elif not self.live:
             self.cancel("all its loads were given up or answered otherwise", None)
 
-    def settle_pair(self, pair: object) -> None:
-        """
-        Settle all loads of one key of a stream.
-
-        :raises BatchResultError: if ``pair`` is no pair, or its key is unknown or was given before
-        """
-        rules, index = self.rules, self._index or {}
-        if not isinstance(pair, tuple) or len(pair) != 2:
-            raise wrong_result(rules, self.keys_, f"yielded {excerpt(pair)}, no pair")
-        key, value = pair
-        entry = cache_key = None
-        for cache_key in _as_cache_keys(key, rules):
-            try:
-                entry = index.get(cache_key)
-            except TypeError:  # not hashable, so the key, not its cache key
-                continue
-            if entry is not None:
-                break
-        if entry is None:
-            raise wrong_result(
-                rules, self.keys_, f"yielded {excerpt(key)}, which was not asked for"
-            )
-        if entry._batch is None:
-            raise wrong_result(rules, self.keys_, f"yielded {excerpt(key)} twice")
-        self._settle_entry(entry, outcome_of(value))
-        self._consider_outcome(cache_key, entry)
-        wake_all(self.backend, self.watchers)
-        self.dispatcher.reconsider()
-
-    def settle_rest(self) -> None:
-        """The stream has ended: what it did not give is missing."""
-        index = self._index or {}
-        # All that runs code of the user comes before anything changes.
-        rest = [
-            (cache_key, entry, outcome_of(on_missing_value(self.rules, entry._key)))
-            for cache_key, entry in index.items()
-            if entry._batch is not None
-        ]
-        self.state = _SETTLE[self.state]
-        for _, entry, outcome in rest:
-            self._settle_entry(entry, outcome)
-        errors = sum(type(entry._content) is Failure for entry in index.values())
-        self._finish([(cache_key, entry) for cache_key, entry, _ in rest], errors)
-
-    def _finish(self, settled: Iterable[tuple[Any, LoadHandle[Any]]], errors: int) -> None:
-        """End a batch that gave its result; its errors among ``settled`` may not be cached."""
-        try:
-            for cache_key, entry in settled:
-                self._consider_outcome(cache_key, entry)
-        finally:  # a predicate may raise a KeyboardInterrupt, or the like
-            self._after_settling()
-        if self.rules._hooks is not None:
-            self.rules._hooks(BatchFinished(self.name, self.number, errors))
-
-    def fail(self, error: BaseException) -> None:
-        """Give every unsettled load this error, and forget these keys."""
-        self.state = _FAIL[self.state]
-        self._fail(Failure(error, error.__traceback__))
-        if self.rules._hooks is not None:
-            self.rules._hooks(BatchFailed(self.name, self.number, error))
-
-    def cancel(self, why: str, cause: BaseException | None) -> None:
-        """Settle every load as cancelled, forget the keys, and cancel the function."""
-        error = LoadCancelledError(f"a batch of {self.rules.name} was cancelled: {why}")
-        error.__cause__ = cause
-        self.state = _CANCEL[self.state]
-        self._fail(Failure(error, None))
-        for scope in (self.schedule_scope, self.worker_scope):
-            if scope is not None:
-                scope.cancel()
-        if self.rules._hooks is not None:
-            self.rules._hooks(BatchCancelled(self.name, self.number, why))
+    def settle_all(self, rest: list[tuple[LoadHandle[Any], Any]]) -> None:
+        """Settle what is left of a batch whose entries were settled one by one."""
+        end = _SETTLE[self.state]
+        self.settle_some(rest)
+        self.state = end
+        failed = [entry for entry in (self.index or {}).values() if type(entry._value) is Failure]
+        self._finish([entry for entry, _ in rest], failed)
 
     def take_out(self, entry: LoadHandle[Any], outcome: Any) -> bool:
         """Settle an entry that is still queued by a value from elsewhere; say if that was so."""
         if self.state is RUNNING:
             return False
-        self._settle_entry(entry, outcome)
+        prove_stack_room()
+        self.settle_some([(entry, outcome)])
         self._sift_needed = True
-        self._taken_out += 1
-        wake_all(self.backend, self.watchers)
-        self.dispatcher.reconsider()
         if self.state is SEALED:
-            self._sift(abandoned_too=False)
+            self.loader.counts.sealed -= 1
             if not self.live:
                 self.cancel("all its loads were given up or answered otherwise", None)
         return True
 
-    def _fail(self, failure: Failure) -> None:
-        # No list of pairs: this may be thousands of keys, at a time when nothing can be freed.
-        pending = [entry._batch is not None for entry in self.entries]
-        for entry in compress(self.entries, pending):
-            self._settle_entry(entry, failure)
-        self.rules._evict(compress(zip(self.cache_keys, self.entries), pending))
-        self.rules._batch_left(self)
-        self._after_settling()
+    def refuse(self, entry: LoadHandle[Any], error: BaseException) -> None:
+        """Take back an entry that could not be cached; nobody has its handle."""
+        self.loader.evict(self._cached((entry,)))
+        if entry._batch is self:
+            self.settle_some([(entry, Failure(error))])
+            self._sift_needed = True
 
-    def _consider_outcome(self, cache_key: Any, entry: LoadHandle[Any]) -> None:
-        outcome: Any = entry._content
-        if type(outcome) is Failure and not self.rules._keeps_error(outcome.exception):
-            # Among the followers may be an entry of its own: cleared and loaded again while queued.
-            same = (entry, *(self._followers or {}).get(entry, ()))
-            self.rules._evict((cache_key, handle) for handle in same)
+    def _finish(self, settled: list[LoadHandle[Any]], failed: list[LoadHandle[Any]]) -> None:
+        """The function has given its result: see which of ``settled`` may be cached, and end."""
+        loader = self.loader
+        loader.counts.errors += len(failed)
+        try:
+            self.forget(settled)
+        finally:  # a predicate may raise a KeyboardInterrupt, or the like
+            self._after(RUNNING)
+        if loader.hooks is not None:
+            loader.hooks(BatchFinished(self.name, self.number, len(failed)))
 
-    def _settle_entry(self, entry: LoadHandle[Any], outcome: Any) -> None:
-        self._settle_handle(entry, outcome)
-        if self._followers is not None:
-            for follower in self._followers.get(entry, ()):
-                # In a stream, a follower may be an entry that has followers: see distinct_keys.
-                self._settle_entry(follower, outcome)
+    def forget(self, settled: Iterable[LoadHandle[Any]]) -> None:
+        """Take out of the cache what is not to stay there."""
+        loader = self.loader
+        for entry in settled:
+            value: Any = entry._value
+            if loader.forgets or (type(value) is Failure and not loader.keeps_error(value.exception)):
+                # Among the followers may be an entry of its own: cleared and loaded while queued.
+                key = next(self._cached((entry,)))[0]
+                loader.evict((key, load) for load in self.loads_of(entry))
 
-    def _settle_handle(self, handle: LoadHandle[Any], outcome: Any) -> None:
-        if handle._batch is None:
-            return  # in a stream, an entry that is a follower too comes twice if the batch fails
-        waiters = handle._content
-        handle._content = outcome
-        handle._batch = None
-        if waiters:
-            self.backend.wake(waiters if type(waiters) is dict else (waiters,))
+    def fail(self, error: BaseException) -> None:
+        """Give every unsettled load this error, and forget these keys."""
+        loader = self.loader
+        self._end(_FAIL, Failure(error, error.__traceback__))
+        if loader.hooks is not None:
+            loader.hooks(BatchFailed(self.name, self.number, error))
 
-    def _after_settling(self) -> None:
-        if self._deferred is not None:
-            for handle, outcome in self._deferred.items():
-                self._settle_handle(handle, outcome)
-        if self.watchers:
-            wake_all(self.backend, self.watchers)
-        self.dispatcher.batch_done(self)
+    def cancel(self, why: str, cause: BaseException | None) -> None:
+        """Settle every load as cancelled, forget the keys, and cancel the function."""
+        prove_stack_room()
+        loader = self.loader
+        error = LoadCancelledError(f"a batch of {self.name} was cancelled: {why}")
+        error.__cause__ = cause
+        self._end(_CANCEL, Failure(error))
+        for scope in (self.schedule_scope, self.worker_scope):
+            if scope is not None:
+                scope.cancel()
+        if loader.hooks is not None:
+            loader.hooks(BatchCancelled(self.name, self.number, why))
+
+    def _end(self, move: _Moves, failure: Failure | None = None) -> None:
+        """Be done; with a failure for all that is left."""
+        was, self.state = self.state, move[self.state]
+        loader = self.loader
+        if was is SEALED:
+            loader.counts.sealed -= self.size
+        if failure is not None:
+            # No list of pairs: this may be thousands of keys, at a time when nothing can be freed.
+            pending = [entry for entry in self.entries if entry._batch is not None]
+            loader.counts.errors += len(pending)
+            self.settle_some((entry, failure) for entry in pending)
+            loader.evict(self._cached(pending))
+        loader.batch_left(self)
+        self._after(was)
+
+    def _after(self, was: str) -> None:
+        """All that is left to do once all loads are settled."""
+        if was is RUNNING:
+            self.loader.counts.running -= 1
+        if self.deferred is not None:
+            self.settle_deferred()
+        for many in self.manys:
+            many._batches.pop(self, None)
+            many._progress(self.backend)
+        self.scope.batch_done(self)
         # A load_many, and the traceback of an error, may refer to its batch for long.
-        self.entries, self.cache_keys, self.load_manys = [], [], {}
-        self._followers = self._deferred = self._index = self.origins = None
+        self.entries, self.manys, self.watchers = [], {}, {}
+        self.followers = self.index = self.cache_keys = self._owners = None
+        if was is not RUNNING:
+            self.release()
 
-    # Deadlocks
+    def settle_deferred(self) -> None:
+        """Let the hits go that waited for this batch."""
+        deferred, self.deferred = self.deferred or {}, None
+        for hit, outcome in deferred.items():
+            self.awaiting -= hit._waiter_count()
+            self.backend.wake(hit._settle(outcome))
+        waited_on, self._waited_on = self._waited_on, ()
+        for many in waited_on:
+            if many not in self.manys:
+                self.awaiting -= bool(many._waiters)
+                many._batches.pop(self, None)
+        for many in (*waited_on, *self.manys):
+            many._progress(self.backend)
 
-    def begin_wait(self, batches: Sequence[Batch]) -> None:
-        """
-        This batch's function is about to await loads of other batches.
-
-        :raises LoadDeadlockError: if one of ``batches`` could not end before this one does
-        """
-        for batch in batches:
-            _check_deadlock(self, batch)
-        if self.waits is None:
-            self.waits = {}
-        for batch in batches:
-            self.waits[batch] = self.waits.get(batch, 0) + 1
-
-    def end_wait(self, batches: Sequence[Batch]) -> None:
-        waits = self.waits or {}
-        for batch in batches:
-            waits[batch] -= 1
-            if not waits[batch]:
-                del waits[batch]
+    def release(self) -> None:
+        """Nothing runs for it any more: hold nothing of its loader."""
+        self.loader = self.front = self.function = self.schedule = None
 
     def __repr__(self) -> str:
-        return f"<Batch {self.state} of {self.rules.name}, {len(self.keys_)} keys>"
-
-
-def _releasers(batch: Batch) -> list[Batch] | None:
-    """
-    Return the batches of which any one, by ending its function, lets ``batch`` go on.
-
-    ``None`` means that nothing holds it up, or nothing known: a token that somebody else holds may
-    be returned whenever he likes.
-    """
-    if batch.state is DONE:
-        return None
-    if batch.state is RUNNING:
-        return [batch]
-    limiter = batch.rules.limiter
-    if limiter is None or limiter.available_tokens > 0:
-        return None
-    borrowers = limiter.statistics().borrowers
-    holders = [holder for holder in borrowers if isinstance(holder, Batch)]
-    return None if batch in holders or len(holders) < len(borrowers) else holders
-
-
-def _check_deadlock(waiter: Batch, target: Batch) -> None:
-    """
-    Refuse an await by which the function of ``waiter`` would wait for itself.
-
-    A function goes on when everything that it awaits can, so each of its awaits is one clause of
-    batches of which one has to end. All functions behind ``target`` are taken as stuck until each
-    of their clauses has a way out; ``waiter`` has none, as it is about to wait for ``target``.
-
-    :raises LoadDeadlockError: if what ``target`` needs remains stuck
-    """
-    needed = _releasers(target)
-    if needed is None:
-        return
-    stuck = {waiter}
-    clauses: dict[Batch, list[list[Batch]]] = {}
-    unseen = list(needed)
-    while unseen:
-        batch = unseen.pop()
-        if batch not in stuck:
-            stuck.add(batch)
-            clauses[batch] = [c for c in map(_releasers, batch.waits or ()) if c is not None]
-            unseen.extend(chain(*clauses[batch]))
-    found = True
-    while found:
-        found = False
-        for batch in clauses.keys() & stuck:
-            if all(any(b not in stuck for b in clause) for clause in clauses[batch]):
-                stuck.remove(batch)
-                found = True
-    if any(batch not in stuck for batch in needed):
-        return
-    path = [waiter] if target in needed else [waiter, target]
-    while path.count(path[-1]) == 1:
-        path.append(needed[0])
-        held = [c for c in clauses.get(path[-1], ()) if all(b in stuck for b in c)]
-        needed = held[0] if held else [waiter]
-    cycle = " -> ".join(f"{batch.rules.name} {excerpt(batch.keys_)}" for batch in path)
-    raise LoadDeadlockError(
-        f"this await can never end, as it waits for the batch function it is in: {cycle}. "
-        "Load what does not depend on this batch, or raise the limiter's tokens"
-    )
+        return f"<Batch {self.state} of {self.name}, {len(self.entries)} keys>"

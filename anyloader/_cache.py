@@ -1,38 +1,13 @@
-"""The cache rules over a ``MutableMapping``, and the protocol of the cache behind it."""
+"""The cache rules over a ``MutableMapping``: what may be a key, and what is taken out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import MutableMapping
+from typing import Any
 
 from ._results import excerpt
 
-__all__ = ("ValueCache", "check_hashable", "evict")
-
-K = TypeVar("K")
-V = TypeVar("V")
-
-
-class ValueCache(Protocol[K, V]):
-    """
-    A second level of cache, behind the one of a loader and shared between loaders or processes.
-
-    Its keys are cache keys. It is asked once per batch for all keys of it; only what it does not
-    have reaches the batch function, and is stored afterwards, unless it is an error. What it raises
-    is told to the hooks and never fails a load; how long a batch waits for it is its own affair.
-    """
-
-    async def get_many(self, keys: Sequence[K]) -> Mapping[K, V]:
-        """Return the values that it has, and nothing for the other keys; ``None`` is a value."""
-        ...
-
-    async def set_many(self, items: Mapping[K, V]) -> None:
-        """Store these values."""
-        ...
-
-    async def delete_many(self, keys: Sequence[K]) -> None:
-        """Forget these keys, so that no later ``get_many`` has them."""
-        ...
+__all__ = ("check_hashable", "evict")
 
 
 def evict(cache: MutableMapping[Any, Any], cache_key: Any, entry: object) -> None:
@@ -58,6 +33,6 @@ def check_hashable(
         hash(cache_key)
     except TypeError as exc:
         raise TypeError(
-            f"{name} cannot {cannot} the key {excerpt(key)}, as a {type(cache_key).__name__} is "
-            f"not hashable; give get_cache_key a function that makes a hashable key of it{otherwise}"
+            f"{name} cannot {cannot} the key {excerpt(key)}: {exc}; "
+            f"give get_cache_key a function that makes a hashable key of it{otherwise}"
         ) from exc

@@ -6,8 +6,10 @@ import anyio
 
 __all__ = (
     "BatchResultError",
+    "KeyNotFoundError",
     "LoadCancelledError",
     "LoadDeadlockError",
+    "LoaderBusyError",
     "LoaderClosedError",
     "LoaderError",
     "LoaderNotOpenError",
@@ -15,7 +17,21 @@ __all__ = (
 
 
 class LoaderError(Exception):
-    """Base class of the errors that anyloader itself raises."""
+    """
+    Base class of the errors that anyloader itself raises.
+
+    Their texts reach clients, so they hold no keys and no values, but where that is said.
+    """
+
+    #: What the error is about, keys and values, as a bounded text; empty if there is nothing to show.
+    #: A traceback shows it too, as a note (from Python 3.11 on).
+    excerpt: str = ""
+
+    def _with_excerpt(self, excerpt: str) -> LoaderError:
+        self.excerpt = excerpt
+        if hasattr(self, "add_note"):
+            self.add_note(excerpt)
+        return self
 
 
 class LoaderNotOpenError(LoaderError, RuntimeError):
@@ -37,12 +53,31 @@ class LoaderClosedError(LoaderError, anyio.ClosedResourceError):
     """
 
 
+class LoaderBusyError(LoaderError):
+    """
+    Raised by ``load`` and ``load_many`` when ``max_queue_size`` keys wait to be sent already.
+
+    Nothing is queued then. A server answers 503 to it, or waits and tries again.
+    """
+
+
+class KeyNotFoundError(LoaderError, LookupError):
+    """
+    Raised by a ``load_required`` whose value is ``None``.
+
+    The message names the loader and the key, which is also in :attr:`key`.
+    """
+
+    #: The key, as it was given.
+    key: object = None
+
+
 class BatchResultError(LoaderError, TypeError):
     """
     Raised by every load of a batch whose function did not return one value for each key.
 
-    The message gives the loader's name, the expected and the actual result, and an excerpt of
-    keys and values.
+    The message says what is wrong and what to do, with the loader's name and the expected and actual
+    length. Keys and values are in :attr:`excerpt` only.
     """
 
 
@@ -61,5 +96,5 @@ class LoadDeadlockError(LoaderError, RuntimeError):
     Raised in a batch function that awaits a load which only that function could let settle.
 
     Either the load belongs to its own batch or to a batch that waits for it, or the load needs
-    the last token of a limiter that one of them holds. The message names the cycle.
+    the last token of a limiter that one of them holds. The message names the loaders of the cycle.
     """

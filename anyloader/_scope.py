@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar, Token
-from functools import update_wrapper
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, get_origin, overload
+from functools import partial, update_wrapper
+from types import CodeType, MethodType, TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, overload
 
+from ._batch import LoadHandle, LoadManyHandle
+from ._dataloader import DataLoader
 from ._dispatcher import Dispatcher, ambient
 from ._errors import LoaderNotOpenError
-from ._handle import LoadHandle, LoadManyHandle
-from ._loader import DataLoader, IterableFn, MappingFn, StreamFn
+from ._limits import is_limiter
+from ._options import RULES, IterableFn, MappingFn, Options, StreamFn, unknown_options
+from ._sources import check_arguments, make_loader, source_key
 from ._statistics import LoaderStatistics
 from .hooks import Hook
 
 if TYPE_CHECKING:
     import sys
 
-    from ._loader import LoaderOptions, TaskGroup
+    from ._options import LimiterOption, LoaderOptions, TaskGroup, Unpack
 
-    if sys.version_info >= (3, 12):
-        from typing import Self, Unpack
+    if sys.version_info >= (3, 11):
+        from typing import Self
     else:
-        from typing_extensions import Self, Unpack
+        from typing_extensions import Self
 
 __all__ = ("BatchLoader", "LoaderScope", "batch_loader", "current_scope")
 
 K = TypeVar("K")
 V = TypeVar("V")
+T = TypeVar("T")
 L = TypeVar("L", bound=DataLoader[Any, Any])
 
-_current: ContextVar[LoaderScope | None] = ContextVar("anyloader_current_scope", default=None)
+# A program has a few loaders of one function in a scope (with other options, in a test). So many of
+# the same code are made at each call, and none of them ever has more than one key.
+_MANY_OF_ONE_CODE = 5
 
 
 class LoaderScope:
@@ -53,22 +61,38 @@ class LoaderScope:
 
     :param task_group: an anyio ``TaskGroup``, a trio ``Nursery`` or an ``asyncio.TaskGroup`` to run
         in, instead of a task group of its own
+    :param limiter: bounds all batches of the scope together, for instance where they share one
+        database session: an ``anyio.CapacityLimiter`` or :func:`limit`. A batch function that awaits a
+        load of a batch which needs the last token that it holds itself gets
+        :class:`LoadDeadlockError`
     :param hooks: called with what all loaders of the scope do, after each one's own hooks
-    :raises TypeError: if ``task_group`` is none of these, or ``hooks`` no sequence of callables
+    :param shared: serve ``@batch_loader(shared=True)`` functions for all scopes inside this one
+    :raises TypeError: if an argument has the wrong type
     """
 
-    def __init__(self, task_group: TaskGroup | None = None, *, hooks: Sequence[Hook] = ()) -> None:
-        if not isinstance(hooks, (tuple, list)) or not all(map(callable, hooks)):
-            raise TypeError(f"hooks must be a sequence of callables, not {hooks!r}")
-        self._hooks = hooks
-        self._dispatcher: Dispatcher | None = None
-        self._task_group = task_group
+    def __init__(
+        self,
+        task_group: TaskGroup | None = None,
+        *,
+        limiter: LimiterOption | None = None,
+        hooks: Sequence[Hook] = (),
+        shared: bool = False,
+    ) -> None:
+        for name, value in (("hooks", hooks), ("limiter", limiter)):
+            if not RULES[name].fits(value):
+                raise TypeError(f"{name} must be {RULES[name].expected}, not {value!r}")
+        if not isinstance(shared, bool):
+            raise TypeError(f"shared must be True or False, not {shared!r}")
+        self._make = partial(Dispatcher, task_group, hooks, limiter, shared)
         if task_group is not None:
             Dispatcher(task_group)  # refuses what is no task group
+        self._dispatcher: Dispatcher | None = None
         self._loaders: dict[Any, DataLoader[Any, Any]] = {}
-        #: All that were ever bound here, for the statistics.
-        self._bound: list[Any] = []
-        self._reset: tuple[Token[Any], Token[Any]] | None = None
+        #: Those of ``@batch_loader`` functions, by function and arguments.
+        self._families: dict[Any, dict[Any, DataLoader[Any, Any]]] = {}
+        #: Loaders by the code of their functions, to see that one is made at each call.
+        self._codes: Counter[CodeType] = Counter()
+        self._reset: Token[Any] | None = None
 
     async def __aenter__(self) -> Self:
         """:raises RuntimeError: if the scope was entered before"""
@@ -76,9 +100,8 @@ class LoaderScope:
             raise RuntimeError(
                 "a LoaderScope can be entered once; make a new one for each request, job or message"
             )
-        self._dispatcher = dispatcher = Dispatcher(self._task_group, self._hooks)
-        self._bound = dispatcher.loaders
-        self._reset = (ambient.set(dispatcher), _current.set(self))
+        self._dispatcher = dispatcher = self._make(self)
+        self._reset = ambient.set(dispatcher)
         await dispatcher.enter()
         return self
 
@@ -88,51 +111,135 @@ class LoaderScope:
         exc_val: BaseException | None,
         exc_tb: TracebackType | None,
     ) -> None:
+        dispatcher = cast(Dispatcher, self._dispatcher)
         try:
-            await cast(Dispatcher, self._dispatcher).leave(exc_val)
+            await dispatcher.leave(exc_val)
         finally:
-            reset = cast("tuple[Token[Any], Token[Any]]", self._reset)
-            self._reset = None
-            ambient.reset(reset[0])
-            _current.reset(reset[1])
+            self._loaders.clear()
+            self._families.clear()
+            reset, self._reset = self._reset, None
+            try:
+                ambient.reset(cast("Token[Any]", reset))
+            except ValueError:
+                # Left in another context than it was entered in, as an abandoned async generator is.
+                if ambient.get() is dispatcher:
+                    ambient.set(dispatcher.outer)
 
     @overload
-    def get(self, source: BatchLoader[K, V]) -> DataLoader[K, V]: ...
+    def get(self, source: BatchLoader[K, V], **arguments: Any) -> DataLoader[K, V]: ...
     @overload
-    def get(self, source: type[L]) -> L: ...
+    def get(self, source: type[L], **arguments: Any) -> L: ...
     @overload
-    def get(self, source: MappingFn[K, V]) -> DataLoader[K, V]: ...
+    def get(self, source: MappingFn[K, V], **arguments: Any) -> DataLoader[K, V | None]: ...
     @overload
-    def get(self, source: IterableFn[K, V]) -> DataLoader[K, V]: ...
+    def get(self, source: IterableFn[K, V], **arguments: Any) -> DataLoader[K, V]: ...
     @overload
-    def get(self, source: StreamFn[K, V]) -> DataLoader[K, V]: ...
-    def get(self, source: Any) -> Any:
+    def get(self, source: StreamFn[K, V], **arguments: Any) -> DataLoader[K, V | None]: ...
+    @overload
+    def get(self, source: Callable[..., Any], **arguments: Any) -> DataLoader[Any, Any]: ...
+    def get(self, source: Any, **arguments: Any) -> Any:
         """
         Return the scope's one loader of a class, a batch function or a ``@batch_loader`` function.
 
         It is made at the first call. Not a checkpoint.
 
-        :param source: a subclass of :class:`DataLoader` that can be made without arguments, a batch
-            function, or what :func:`batch_loader` made of one
-        :raises TypeError: if ``source`` is nothing of the kind
+        :param source: a subclass of :class:`DataLoader`, a batch function, or what
+            :func:`batch_loader` made of one. Equal bound methods and equal partials are one source
+        :param arguments: one loader is made for each set of them. A function gets them as keywords,
+            after its keys; a class as arguments of its constructor or, if it has none of its own, of
+            its batch function
+        :raises TypeError: if ``source`` is nothing of the kind, or does not take these arguments, or
+            one of them cannot be hashed
         :raises LoaderNotOpenError: if the scope was not entered
         :raises LoaderClosedError: if the scope has ended
         :raises RuntimeError: if called from another thread or event loop
         """
-        dispatcher = self._dispatcher
-        if dispatcher is None:
-            raise LoaderNotOpenError("this LoaderScope was not entered; use `async with` on it")
+        dispatcher = self._entered()
         dispatcher.admit_to("this LoaderScope")
-        source = get_origin(source) or source  # of a generic class that was given its arguments
-        try:
-            loader = self._loaders.get(source)
-        except TypeError:
-            raise TypeError(f"scope.get() takes {_SOURCES}, not {source!r}") from None
+        if isinstance(source, BatchLoader):
+            if arguments:
+                source = source.bind(**arguments)
+            loaders = self._families.setdefault(source._family, {})
+            key: Any = frozenset(source._arguments.items())
+        else:
+            loaders = self._loaders
+            key = source_key(source, arguments)
+        loader = loaders.get(key)
         if loader is None:
-            loader = _make_loader(source)
-            loader._attach(dispatcher)
-            self._loaders[source] = loader
+            loader = loaders[key] = self._made(dispatcher, source, arguments)
         return loader
+
+    def _made(
+        self, dispatcher: Dispatcher, source: Any, arguments: Mapping[str, Any]
+    ) -> DataLoader[Any, Any]:
+        token = ambient.set(dispatcher)  # its constructor may prime, and shall find this scope
+        try:
+            if isinstance(source, BatchLoader):
+                loader = source.make_loader()
+            else:
+                loader = make_loader(source, arguments)
+                self._count(source)
+        finally:
+            ambient.reset(token)
+        if loader.__anyloader__.scope is None:
+            loader.__anyloader__.attach(dispatcher)
+        return loader
+
+    def _count(self, source: Any) -> None:
+        """Warn where a scope is asked for a new function at each call."""
+        while isinstance(source, partial):
+            source = source.func
+        code = getattr(source, "__code__", None)
+        if code is not None:
+            self._codes[code] += 1
+            if self._codes[code] == _MANY_OF_ONE_CODE + 1:
+                warnings.warn(
+                    f"{self._codes[code]} loaders of one scope were made of the function in line "
+                    f"{code.co_firstlineno} of {code.co_filename}, which is made anew for each call, so "
+                    "their loads do not batch; define it once and bind() its arguments",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+
+    def _entered(self) -> Dispatcher:
+        if self._dispatcher is None:
+            raise LoaderNotOpenError("this LoaderScope was not entered; use `async with` on it")
+        return self._dispatcher
+
+    def set(self, var: ContextVar[T], value: T) -> None:
+        """
+        Set a context variable for the batch functions of this scope that are called from now on.
+
+        For what is known only once the scope is open: the session or user of the request, from a
+        dependency that ran later.
+
+        :param var: the variable; its value in the calling code does not change
+        :raises LoaderNotOpenError: if the scope was not entered
+        :raises LoaderClosedError: if the scope has ended
+        :raises RuntimeError: if called from another thread or event loop
+        """
+        dispatcher = self._entered()
+        dispatcher.admit_to("this LoaderScope")
+        dispatcher.context.run(var.set, value)
+
+    def loaders(self) -> tuple[DataLoader[Any, Any], ...]:
+        """Return the loaders of this scope that are in use, in the order of their first use."""
+        if self._dispatcher is None:
+            return ()
+        fronts = [loader.front() for loader in self._dispatcher.loaders()]
+        return tuple(front for front in fronts if front is not None)
+
+    def dispatch(self) -> None:
+        """
+        Send what is queued now in all loaders of this scope, as their ``dispatch`` does.
+
+        :raises LoaderClosedError: if the task group takes no more tasks
+        :raises RuntimeError: if called from another thread or event loop
+        """
+        dispatcher = self._entered()
+        dispatcher.check_thread()
+        for loader in dispatcher.loaders():
+            loader.dispatch_all()
 
     def clear_all(self) -> None:
         """
@@ -142,8 +249,8 @@ class LoaderScope:
         """
         if self._dispatcher is not None and self._dispatcher.state != "closed":
             self._dispatcher.check_thread()
-        for loader in self._bound:
-            loader._forget_all()
+            for loader in self._dispatcher.loaders():
+                loader.forget_all()
 
     def cancel(self, why: str) -> None:
         """
@@ -159,12 +266,12 @@ class LoaderScope:
 
     def statistics(self) -> LoaderStatistics:
         """Return what all loaders of the scope together have done so far."""
-        each = [loader.statistics() for loader in self._bound]
-        return LoaderStatistics(*map(sum, zip(*each)))
+        return LoaderStatistics() if self._dispatcher is None else self._dispatcher.statistics()
 
     def __repr__(self) -> str:
         state = "not entered" if self._dispatcher is None else self._dispatcher.state
-        return f"<LoaderScope: {state}, {len(self._bound)} loaders>"
+        n = 0 if self._dispatcher is None else len(self._dispatcher.loaders())
+        return f"<LoaderScope: {state}, {n} loaders>"
 
 
 def current_scope() -> LoaderScope:
@@ -173,9 +280,17 @@ def current_scope() -> LoaderScope:
 
     :raises LoaderNotOpenError: if there is none
     """
-    scope = _current.get()
-    if scope is None:
-        raise LoaderNotOpenError("there is no LoaderScope here; use `async with LoaderScope()`")
+    dispatcher = ambient.get()
+    if dispatcher is None:
+        raise LoaderNotOpenError(
+            "there is no LoaderScope here; use `async with LoaderScope()`. In a web application "
+            "LoaderScopeMiddleware opens one for each request, and over a WebSocket each message opens "
+            "its own"
+        )
+    scope: LoaderScope | None = dispatcher.front
+    if scope is None:  # it has ended, and this runs in a task that was left behind
+        scope = LoaderScope()
+        scope._dispatcher = dispatcher
     return scope
 
 
@@ -185,45 +300,124 @@ class BatchLoader(Generic[K, V]):
 
     Calling it calls the function. All other methods are those of the ambient scope's loader for it,
     ``current_scope().get(function)``, and can raise what :func:`current_scope` and
-    :meth:`LoaderScope.get` raise.
+    :meth:`LoaderScope.get` raise. Beside a method it is bound as the method would be:
+    ``repository.users.load(1)``.
     """
 
-    def __init__(self, function: Callable[[list[K]], Any], options: LoaderOptions) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        options: LoaderOptions,
+        arguments: Mapping[str, Any] | None = None,
+        family: object = None,
+    ) -> None:
         self._function = function
         self._options = options
-        self.make_loader()  # refuses wrong options here, where they stand
+        self._arguments = arguments or {}
+        #: What is equal for those that differ in their arguments only.
+        self._family = family or self
         update_wrapper(cast(Any, self), cast(Any, function))
 
     def make_loader(self) -> DataLoader[K, V]:
         """Return a new loader, which is not open yet."""
-        return DataLoader(self._function, **self._options)
+        function = self._function
+        if self._arguments:
+            given = ", ".join(f"{name}={value!r}" for name, value in self._arguments.items())
+            name = self._options.get("name") or getattr(function, "__qualname__", "")
+            return DataLoader(
+                partial(function, **self._arguments),
+                **{**self._loader_options(), "name": f"{name}({given})"},
+            )
+        return DataLoader(function, **self._loader_options())
 
-    def __call__(self, keys: list[K]) -> Any:
+    def _loader_options(self) -> Any:
+        return {name: value for name, value in self._options.items() if name != "shared"}
+
+    @property
+    def _is_shared(self) -> bool:
+        return bool(cast("dict[str, Any]", self._options).get("shared"))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the batch function itself."""
-        return self._function(keys)
+        return self._function(*args, **{**self._arguments, **kwargs})
+
+    def __get__(self, instance: Any, owner: type | None = None) -> BatchLoader[K, V]:
+        if instance is None or isinstance(self._function, (MethodType, staticmethod)):
+            return self
+        function: Any = self._function
+        bound = function.__get__(instance, owner)
+        # Made anew at each look, but equal for one object, as its methods are.
+        return BatchLoader(bound, self._options, self._arguments, (self._family, bound))
+
+    def bind(self, **arguments: Any) -> BatchLoader[K, V]:
+        """
+        Return this function with some arguments, which it gets as keywords after its keys::
+
+            books = await fetch_books.bind(first=3).load(author_id)
+
+        A scope has one loader for each set of arguments. ``clear`` and the like of the function itself
+        reach those of all arguments.
+
+        :param arguments: hashable, and such as the function takes
+        :raises TypeError: if the function does not take them, or one of them cannot be hashed
+        """
+        arguments = {**self._arguments, **arguments}
+        check_arguments(self._function, arguments)
+        return BatchLoader(self._function, self._options, arguments, self._family)
 
     def _loader(self) -> DataLoader[K, V]:
-        return current_scope().get(self)
+        return self._scope().get(self)
+
+    def _scope(self) -> LoaderScope:
+        scope = None if self._is_shared else current_scope()
+        if scope is None:
+            dispatcher = ambient.get()
+            while dispatcher is not None and not dispatcher.is_shared:
+                dispatcher = dispatcher.outer
+            if dispatcher is None or dispatcher.front is None:
+                raise LoaderNotOpenError(
+                    f"{getattr(self, '__qualname__', 'this function')} is shared, and there is no shared "
+                    "scope here; enter `async with LoaderScope(shared=True)` once, around all others"
+                )
+            scope = cast(LoaderScope, dispatcher.front)
+        return scope
+
+    def _all_loaders(self) -> list[DataLoader[K, V]]:
+        """Return the loaders to forget something: those of all arguments, if this has none itself."""
+        mine = self._loader()
+        if self._arguments:
+            return [mine]
+        family = self._scope()._families[self._family].values()
+        return [mine, *(loader for loader in family if loader is not mine)]
 
     def load(self, key: K) -> LoadHandle[V]:
         """See :meth:`DataLoader.load`."""
         return self._loader().load(key)
 
+    def load_required(self, key: K) -> LoadHandle[V]:
+        """See :meth:`DataLoader.load_required`."""
+        return self._loader().load_required(key)
+
     def load_many(self, keys: Iterable[K], *, return_exceptions: bool = False) -> LoadManyHandle[V]:
         """See :meth:`DataLoader.load_many`."""
         return self._loader().load_many(keys, return_exceptions=return_exceptions)
 
+    def load_many_required(self, keys: Iterable[K]) -> LoadManyHandle[V]:
+        """See :meth:`DataLoader.load_many_required`."""
+        return self._loader().load_many_required(keys)
+
     def clear(self, key: K) -> DataLoader[K, V]:
-        """See :meth:`DataLoader.clear`."""
-        return self._loader().clear(key)
+        """See :meth:`DataLoader.clear`; under all arguments, if none were bound."""
+        return [loader.clear(key) for loader in self._all_loaders()][0]
 
     def clear_many(self, keys: Iterable[K]) -> DataLoader[K, V]:
-        """See :meth:`DataLoader.clear_many`."""
-        return self._loader().clear_many(keys)
+        """See :meth:`DataLoader.clear_many`; under all arguments, if none were bound."""
+        keys = list(keys)
+        return [loader.clear_many(keys) for loader in self._all_loaders()][0]
 
     def clear_all(self) -> DataLoader[K, V]:
-        """See :meth:`DataLoader.clear_all`."""
-        return self._loader().clear_all()
+        """See :meth:`DataLoader.clear_all`; under all arguments, if none were bound."""
+        return [loader.clear_all() for loader in self._all_loaders()][0]
 
     def prime(self, key: K, value: V | Exception, *, force: bool = False) -> DataLoader[K, V]:
         """See :meth:`DataLoader.prime`."""
@@ -248,22 +442,56 @@ class BatchLoader(Generic[K, V]):
 
 
 class _Decorator(Protocol):
+    """What decorates where an absent key gives ``None``."""
+
     @overload
-    def __call__(self, function: MappingFn[K, V], /) -> BatchLoader[K, V]: ...
+    def __call__(self, function: MappingFn[K, V], /) -> BatchLoader[K, V | None]: ...
     @overload
     def __call__(self, function: IterableFn[K, V], /) -> BatchLoader[K, V]: ...
     @overload
-    def __call__(self, function: StreamFn[K, V], /) -> BatchLoader[K, V]: ...
+    def __call__(self, function: StreamFn[K, V], /) -> BatchLoader[K, V | None]: ...
+
+
+class _WithMissing(Protocol):
+    """What decorates where ``on_missing`` says what an absent key gives."""
+
+    def __call__(
+        self, function: MappingFn[K, V] | IterableFn[K, V] | StreamFn[K, V], /
+    ) -> BatchLoader[K, V]: ...
+
+
+class _Indexing(Protocol):
+    def __call__(self, function: IterableFn[K, V], /) -> BatchLoader[K, V | None]: ...
+
+
+class _Grouping(Protocol):
+    def __call__(self, function: IterableFn[K, V], /) -> BatchLoader[K, list[V]]: ...
 
 
 @overload
-def batch_loader(function: MappingFn[K, V], /) -> BatchLoader[K, V]: ...
+def batch_loader(function: MappingFn[K, V], /) -> BatchLoader[K, V | None]: ...
 @overload
 def batch_loader(function: IterableFn[K, V], /) -> BatchLoader[K, V]: ...
 @overload
-def batch_loader(function: StreamFn[K, V], /) -> BatchLoader[K, V]: ...
+def batch_loader(function: StreamFn[K, V], /) -> BatchLoader[K, V | None]: ...
 @overload
-def batch_loader(**options: Unpack[LoaderOptions]) -> _Decorator: ...
+def batch_loader(
+    *, group_by: Callable[[Any], Any], shared: bool = ..., **options: Unpack[LoaderOptions]
+) -> _Grouping: ...
+@overload
+def batch_loader(
+    *,
+    on_missing: Callable[[Any], Any],
+    index_by: Callable[[Any], Any] | None = ...,
+    shared: bool = ...,
+    **options: Unpack[LoaderOptions],
+) -> _WithMissing: ...
+@overload
+def batch_loader(
+    *, index_by: Callable[[Any], Any], shared: bool = ..., **options: Unpack[LoaderOptions]
+) -> _Indexing: ...
+@overload
+def batch_loader(*, shared: bool = ..., **options: Unpack[LoaderOptions]) -> _Decorator: ...
 def batch_loader(function: Any = None, /, **options: Any) -> Any:
     """
     State the options of a batch function's loaders once, beside its definition::
@@ -274,34 +502,32 @@ def batch_loader(function: Any = None, /, **options: Any) -> Any:
         async with LoaderScope():
             user = await fetch_users.load(1)
 
-    :param function: the batch function, where no options are given
+    :param function: the batch function, or a method, where no options are given
+    :param shared: one loader for all scopes inside the nearest ``LoaderScope(shared=True)``, as in front
+        of a model that all requests use; its ``cache`` has to be ``False`` or ``"pending"``
     :param options: those of :class:`DataLoader`, but for ``task_group`` and ``cache_map``: each
         scope has a loader of its own, and what these would share must not be shared
-    :raises TypeError: if an option is unknown or has the wrong type
-    :raises ValueError: if ``max_batch_size`` is less than 1
+    :raises TypeError: if an option is unknown or has the wrong type, or a shared loader would remember
+    :raises ValueError: if a size or weight is too small
     """
-    unknown = options.keys() - DataLoader.__annotations__.keys()
-    if unknown:
+    shared = options.get("shared", False)
+    named = {name: value for name, value in options.items() if name != "shared"}
+    if named.keys() - RULES.keys():
+        raise unknown_options("@batch_loader", named.keys() - RULES.keys())
+    Options(DataLoader, {"name": "@batch_loader", **named})  # refuses wrong options where they stand
+    if not isinstance(shared, bool):
+        raise TypeError(f"shared of @batch_loader must be True or False, not {shared!r}")
+    if shared and options.get("cache", True) is True:
         raise TypeError(
-            f"@batch_loader has no option {', '.join(sorted(unknown))}; "
-            f"it takes {', '.join(DataLoader.__annotations__)}"
+            "a shared @batch_loader must not remember what one request has loaded for all others; give "
+            'it cache=False or cache="pending"'
         )
     if function is None:
-        return lambda function: BatchLoader(function, cast("LoaderOptions", options))
-    return BatchLoader(function, {})
+        return partial(_decorated, options)
+    return _decorated({}, function)
 
 
-_SOURCES = "a DataLoader class, a batch function or a @batch_loader function"
-
-
-def _make_loader(source: Any) -> DataLoader[Any, Any]:
-    make = source
-    if isinstance(source, BatchLoader):
-        return source.make_loader()
-    if isinstance(source, type):
-        if issubclass(source, DataLoader):
-            loader: DataLoader[Any, Any] = make()
-            return loader
-    elif callable(source):
-        return DataLoader(make)
-    raise TypeError(f"scope.get() takes {_SOURCES}, not {source!r}")
+def _decorated(options: Any, function: Any) -> BatchLoader[Any, Any]:
+    if not callable(function) and not isinstance(function, staticmethod):
+        raise TypeError(f"the batch function of @batch_loader must be callable, not {function!r}")
+    return BatchLoader(function, options)

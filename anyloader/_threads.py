@@ -3,39 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
+
+from ._batch import running_batch
 
 if TYPE_CHECKING:
-    from anyio import CapacityLimiter
+    from ._limits import LimiterOption
 
-__all__ = ("in_thread",)
+__all__ = ("InThread", "in_thread", "thread_limiter")
 
 K = TypeVar("K")
 R = TypeVar("R")
 
 
+class InThread(Generic[K, R]):
+    """A blocking function as a batch function; :func:`in_thread` makes it."""
+
+    def __init__(self, fn: Callable[[list[K]], R], limiter: LimiterOption) -> None:
+        self._fn = fn
+        #: A loader takes its tokens as those of its own limiter, so that they count when it is asked
+        #: who waits for whom, and a batch grows while all threads are busy.
+        self.limiter = limiter
+        self.__name__ = getattr(fn, "__name__", "batch_load_fn")
+        self.__qualname__ = getattr(fn, "__qualname__", "batch_load_fn")
+        self.__wrapped__ = fn
+
+    async def __call__(self, keys: list[K], /, **arguments: Any) -> R:
+        batch = running_batch.get()
+        limiter: CapacityLimiter
+        if batch is not None and thread_limiter(batch.function) is self.limiter:
+            limiter = CapacityLimiter(1)  # its batch holds the token
+        else:
+            option = self.limiter
+            limiter = option if isinstance(option, CapacityLimiter) else option()
+        return await to_thread.run_sync(partial(self._fn, keys, **arguments), limiter=limiter)
+
+    def __repr__(self) -> str:
+        return f"<in_thread {self.__qualname__}>"
+
+
 def in_thread(
-    fn: Callable[[list[K]], R], *, limiter: CapacityLimiter | None = None
+    fn: Callable[[list[K]], R], *, limiter: LimiterOption | None = None
 ) -> Callable[[list[K]], Awaitable[R]]:
     """
     Make a batch function of a blocking function, to be run in a worker thread.
 
     A batch that is cancelled waits for the thread, which cannot be interrupted; the result is
-    dropped.
+    dropped. A batch waits for its thread as for a token of its loader's limiter: it goes on taking
+    keys meanwhile, and a load in the thread that could never get a thread raises
+    :class:`LoadDeadlockError`.
 
     :param fn: called with the list of keys, in a worker thread; returns what a batch function
         returns, but for streams. It sees the context variables that a batch function sees
-    :param limiter: bounds the threads; by default anyio's limiter for worker threads
+    :param limiter: bounds the threads: an ``anyio.CapacityLimiter``, or :func:`limit`; by default
+        anyio's limiter for worker threads
     :raises TypeError: if ``fn`` is not callable
     """
     if not callable(fn):
         raise TypeError(f"in_thread() takes a blocking function, not {fn!r}")
+    return InThread(fn, limiter or to_thread.current_default_thread_limiter)
 
-    async def batch_load_fn(keys: list[K]) -> R:
-        return await to_thread.run_sync(fn, keys, limiter=limiter)
 
-    batch_load_fn.__name__ = getattr(fn, "__name__", "batch_load_fn")
-    batch_load_fn.__qualname__ = getattr(fn, "__qualname__", "batch_load_fn")
-    return batch_load_fn
+def thread_limiter(function: object) -> LimiterOption | None:
+    """Return what bounds the threads of a batch function, if :func:`in_thread` made it."""
+    while isinstance(function, partial):
+        function = function.func
+    return function.limiter if isinstance(function, InThread) else None

@@ -1,124 +1,293 @@
-"""How a batch uses the value cache: asked before the function, told after it, never in its way."""
+"""
+The second level: a cache behind that of the loader, shared between loaders of other requests.
+
+It is asked before the batch function, told after it, and never in its way: what it raises is told to the
+hooks, the first of a row is logged, and the loads do without it.
+
+A value that was cleared must not come back from there. So a key is *doomed* from ``clear`` on until
+``delete_many`` has returned, and longer if a batch that had read the old value was still storing it:
+then it is deleted once more. While it is doomed nobody asks for it, and who had read it before does not
+store it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from itertools import count
+from typing import Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary, ref
 
-from ._batch import Batch, BatchRules
-from ._cache import ValueCache, check_hashable
-from ._handle import Failure, LoadHandle
-from ._results import without_our_frames
+from ._batch import Batch, LoadHandle
+from ._cache import check_hashable
+from ._results import Failure, article, rebased, without_our_frames
 from .hooks import ValueCacheFailed, ValueCacheHit, ValueCacheMiss
 
-__all__ = ("ask", "delete", "store")
+__all__ = ("SecondLevel", "ValueCache")
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 _FAILED: Any = object()
 
 
-async def ask(batch: Batch) -> list[tuple[Any, LoadHandle[Any]]]:
+class ValueCache(Protocol[K, V]):
     """
-    Settle what the value cache has; return the rest, by cache key, to be stored later.
+    A second level of cache, behind the one of a loader and shared between loaders or processes.
 
-    What was cleared is deleted there first; if that fails the next batch tries again, and until
-    then these keys are neither asked for nor stored.
+    Its keys are cache keys. It is asked once per batch for all keys of it; only what it does not
+    have reaches the batch function, and is stored afterwards, unless it is an error. What it raises
+    is told to the hooks and never fails a load; how long a batch waits for it is its own affair. One
+    object serves one batch function.
     """
-    rules = batch.rules
-    cache = cast("ValueCache[Any, Any]", rules.value_cache)
-    await delete(rules, batch.number)
-    entries = _by_cache_key(batch)
-    if batch.is_done:
-        return []
-    distinct = list(dict.fromkeys(cache_key for cache_key, _ in entries))
-    # Those whose deletion has failed, or that were cleared a moment ago, are still in there.
-    asked = [cache_key for cache_key in distinct if cache_key not in batch.cleared]
+
+    async def get_many(self, keys: Sequence[K]) -> Mapping[K, V]:
+        """Return the values that it has, and nothing for the other keys; ``None`` is a value."""
+        ...
+
+    async def set_many(self, items: Mapping[K, V]) -> None:
+        """Store these values."""
+        ...
+
+    async def delete_many(self, keys: Sequence[K]) -> None:
+        """Forget these keys, so that no later ``get_many`` has them."""
+        ...
+
+
+class _Use:
+    """What is known of one value cache: whose values it has, and whether it failed the last time."""
+
+    __slots__ = ("failing", "owner")
+
+    def __init__(self, owner: object) -> None:
+        self.owner = owner
+        self.failing = False
+
+
+_uses: WeakKeyDictionary[Any, _Use] = WeakKeyDictionary()
+
+
+def _use_of(cache: Any, name: str, function: object) -> _Use:
+    """
+    :raises TypeError: if the cache has the values of another batch function
+    """
+    owner = _code_of(function)
     try:
-        found = await _try(rules, batch.number, "get_many", cache.get_many, asked) if asked else {}
-    except BaseException:
-        entries.clear()  # the traceback leads here, and this to handles that hold the error
-        raise
-    if found is _FAILED:
-        found = {}
-    elif not isinstance(found, Mapping):
-        error = TypeError(f"get_many() must return a mapping, not {found!r}")
-        _tell_failure(rules, batch.number, "get_many", error)
-        found = {}
-    if rules._hooks is not None:
-        for event, there in (ValueCacheHit, True), (ValueCacheMiss, False):
-            keys = tuple(key for key in distinct if (key in found) is there)
-            if keys:
-                rules._hooks(event(batch.name, batch.number, keys))
-    if found and not batch.is_done:
-        batch.settle_some([(found[key], entry) for key, entry in entries if key in found])
-    return [(key, entry) for key, entry in entries if key not in found]
+        use = _uses.setdefault(cache, _Use(owner))
+    except TypeError:  # cannot be referred to weakly, or has no hash: nothing can be said
+        return _Use(owner)
+    if use.owner is not owner:
+        raise TypeError(
+            f"the value_cache of {name} serves another batch function already, and would mix up "
+            "their values; make one for each function, each with a prefix of its own"
+        )
+    return use
 
 
-def _by_cache_key(batch: Batch) -> list[tuple[Any, LoadHandle[Any]]]:
+def _code_of(function: Any) -> object:
+    """Return what two loaders of the same function have in common: its code, or its class."""
+    if isinstance(function, type):
+        return function
+    while isinstance(function, partial):
+        function = function.func
+    function = getattr(function, "__wrapped__", function)
+    function = getattr(function, "__func__", function)
+    return getattr(function, "__code__", None) or type(function)
+
+
+class SecondLevel:
     """
-    Return the entries by their cache keys.
+    How the loader of one scope uses its value cache.
 
-    With the loader's own cache off no ``load`` has looked at these, so an entry whose key cannot be
-    one fails here, alone.
+    :raises TypeError: if the cache has the values of another batch function
     """
-    rules = batch.rules
-    entries: list[tuple[Any, LoadHandle[Any]]] = []
-    wrong: list[tuple[Failure, LoadHandle[Any]]] = []
-    for key, entry in zip(batch.keys_, batch.entries):
+
+    def __init__(self, cache: Any, loader: Any, function: object) -> None:
+        self._cache = cache
+        self._use = _use_of(cache, loader.name, function)
+        self._name = loader.name
+        # It may outlive its loader, by what is still to be deleted.
+        self._loader = ref(loader)
+        self._counts = loader.counts
+        self._clock = count(1).__next__
+        #: Keys to be deleted, with when they were cleared.
+        self._doomed: dict[Any, int] = {}
+        #: When keys were cleared, while there are batches that have begun before.
+        self._cleared: dict[Any, int] = {}
+        #: Batches that have begun and may still store, with the time of their beginning.
+        self._at_work: dict[Batch, int] = {}
+        #: Of these, those that are storing now, with their values by cache key.
+        self._storing: dict[Batch, dict[Any, Any]] = {}
+
+        #: Where what was cleared is deleted, at the latest on the way out.
+        self._scope: Any = None
+        self._is_due = False
+
+    def attach(self, scope: Any) -> None:
+        self._scope = scope
+        self._delete_soon()
+
+    def _delete_soon(self) -> None:
+        if self._doomed and self._scope is not None and not self._is_due:
+            self._is_due = True
+            self._scope.delete_soon(self)
+
+    def _tell(self, event: Any) -> None:
+        loader = self._loader()
+        if loader is not None and loader.hooks is not None:
+            loader.hooks(event)
+
+    def doom(self, cache_keys: Sequence[Any]) -> None:
+        """These were cleared: delete them, and let nobody store what he has read before."""
+        now = self._clock()
+        self._doomed.update(dict.fromkeys(cache_keys, now))
+        if self._at_work:
+            self._cleared.update(dict.fromkeys(cache_keys, now))
+        self._delete_soon()
+
+    async def fetch(self, batch: Batch, fetch: Callable[[Batch], Awaitable[None]]) -> None:
+        """Get the values of a batch: from the cache what it has, by ``fetch`` the rest."""
+        self._at_work[batch] = self._clock()
+        missing: Any = None
         try:
-            cache_key = rules._cache_key(key)
-            check_hashable(rules.name, key, cache_key, "ask its value cache for", "")
+            missing = await self._ask(batch)
+            await fetch(batch)
+            await self._store(batch, missing)
+        except BaseException:
+            missing = None  # the traceback leads here, and this to handles that hold the error
+            raise
+        finally:
+            del self._at_work[batch]
+            if not self._at_work:
+                self._cleared.clear()
+
+    def _was_cleared(self, cache_key: Any, since: int) -> bool:
+        return self._cleared.get(cache_key, 0) > since
+
+    async def _ask(self, batch: Batch) -> list[tuple[Any, LoadHandle[Any]]]:
+        """Settle what the cache has; return the rest, by cache key, to be stored later."""
+        await self.delete(batch.number)
+        entries = self._by_cache_key(batch)
+        if batch.is_done:
+            return []
+        asked = [key for key in dict.fromkeys(key for key, _ in entries) if key not in self._doomed]
+        try:
+            found = await self._find(batch, asked) if asked else {}
+        except BaseException:
+            entries.clear()  # the traceback leads here, and this to handles that hold the error
+            raise
+        if batch.is_done:
+            return []
+        hits = tuple(key for key in asked if key in found)
+        misses = tuple(dict.fromkeys(key for key, _ in entries if key not in found))
+        self._counts.value_cache_hits += len(hits)
+        self._counts.value_cache_misses += len(misses)
+        if hits:
+            self._tell(ValueCacheHit(batch.name, batch.number, hits))
+        if misses:
+            self._tell(ValueCacheMiss(batch.name, batch.number, misses))
+        if hits and not batch.is_done:  # a hook may have ended it
+            batch.settle_found([(entry, found[key]) for key, entry in entries if key in found])
+        return [(key, entry) for key, entry in entries if key not in found]
+
+    async def _find(self, batch: Batch, asked: list[Any]) -> dict[Any, Any]:
+        found = await self._try(batch.number, "get_many", self._get, asked)
+        return {} if found is _FAILED else found
+
+    async def _get(self, asked: list[Any]) -> dict[Any, Any]:
+        found = await self._cache.get_many(asked)
+        if not isinstance(found, Mapping):
+            raise TypeError(f"get_many() must return a mapping, not {article(found)}")
+        # Looked at here, as it may read its values only then.
+        return {key: found[key] for key in asked if key in found}
+
+    def _by_cache_key(self, batch: Batch) -> list[tuple[Any, LoadHandle[Any]]]:
+        """
+        Return the entries by their cache keys.
+
+        With the loader's own cache off no ``load`` has looked at these, so an entry whose key cannot
+        be one fails here, alone.
+        """
+        loader = batch.loader
+        entries: list[tuple[Any, LoadHandle[Any]]] = []
+        wrong: list[tuple[LoadHandle[Any], Failure]] = []
+        for entry in batch.entries:
+            try:
+                cache_key = loader.cache_key(entry._key)
+                check_hashable(batch.name, entry._key, cache_key, "ask its value cache for", "")
+            except Exception as exc:
+                traceback = without_our_frames(exc)
+                wrong.append((entry, Failure(rebased(exc, traceback), traceback)))
+            else:
+                entries.append((cache_key, entry))
+        if wrong:
+            batch.settle_found(wrong)
+            # By f_back the tracebacks lead here, and here shall nothing lead to the errors.
+            del wrong, entry  # pyright: ignore[reportPossiblyUnboundVariable]
+        return entries
+
+    async def _store(self, batch: Batch, entries: list[tuple[Any, LoadHandle[Any]]]) -> None:
+        """Store the values that the batch function gave, but no errors, and nothing cleared since."""
+        began = self._at_work[batch]
+        items = {
+            cache_key: entry._value
+            for cache_key, entry in entries
+            if entry._batch is None
+            and type(entry._value) is not Failure
+            and not self._was_cleared(cache_key, began)
+        }
+        if not items:
+            return
+        self._storing[batch] = items
+        try:
+            await self._try(batch.number, "set_many", self._cache.set_many, items)
+        finally:
+            del self._storing[batch]
+        if any(key in self._doomed for key in items):
+            await self.delete(batch.number)
+
+    async def delete(self, batch: int = 0) -> None:
+        """Delete what was cleared, and try again later where that fails."""
+        self._is_due = False
+        doomed = dict(self._doomed)
+        if not doomed:
+            return
+        done = await self._try(batch, "delete_many", self._cache.delete_many, list(doomed))
+        if done is not _FAILED:
+            for key, when in doomed.items():
+                # Not if it was cleared again, or its old value may be put there at any moment.
+                if self._doomed.get(key) == when and not self._is_being_stored(key, when):
+                    del self._doomed[key]
+
+    def _is_being_stored(self, key: Any, before: int) -> bool:
+        return any(
+            key in items and self._at_work[batch] < before
+            for batch, items in self._storing.items()
+        )
+
+    async def _try(
+        self, batch: int, operation: str, call: Callable[[Any], Awaitable[Any]], argument: object
+    ) -> Any:
+        try:
+            result = await call(argument)
         except Exception as exc:
-            exc.__traceback__ = without_our_frames(exc.__traceback__)
-            wrong.append((Failure(exc, exc.__traceback__), entry))
-        else:
-            entries.append((cache_key, entry))
-    if wrong:
-        batch.settle_some(wrong)
-        # By f_back the tracebacks lead here, and here shall nothing lead to the errors.
-        del wrong, entry  # pyright: ignore[reportPossiblyUnboundVariable]
-    return entries
+            self._tell(ValueCacheFailed(self._name, batch, operation, exc))
+            if not self._use.failing:
+                self._use.failing = True
+                _log_failure(self._name, operation, exc)
+            return _FAILED
+        self._use.failing = False
+        return result
 
 
-async def delete(rules: BatchRules, batch: int = 0) -> None:
-    """Delete what was cleared, and try again later where that fails."""
-    cache = rules.value_cache
-    cleared = rules._take_deletions()
-    if cache is None or not cleared:
-        return
-    deleted: Any = _FAILED
-    try:
-        deleted = await _try(rules, batch, "delete_many", cache.delete_many, cleared)
-    finally:
-        if deleted is _FAILED:  # or cancelled
-            rules._delete_values(cleared)
+def _log_failure(name: str, operation: str, error: Exception) -> None:
+    import logging  # takes long to import, and is hardly ever needed
 
-
-async def store(batch: Batch, entries: list[tuple[Any, LoadHandle[Any]]]) -> None:
-    """Store the values that the batch function gave, but no errors, and nothing cleared since."""
-    cache = batch.rules.value_cache
-    items = {
-        cache_key: entry._content
-        for cache_key, entry in entries
-        if type(entry._content) is not Failure and cache_key not in batch.cleared
-    }
-    if cache is not None and items:
-        await _try(batch.rules, batch.number, "set_many", cache.set_many, items)
-
-
-async def _try(
-    rules: BatchRules,
-    batch: int,
-    operation: str,
-    call: Callable[[Any], Awaitable[Any]],
-    argument: object,
-) -> Any:
-    try:
-        return await call(argument)
-    except Exception as exc:
-        _tell_failure(rules, batch, operation, exc)
-        return _FAILED
-
-
-def _tell_failure(rules: BatchRules, batch: int, operation: str, error: Exception) -> None:
-    if rules._hooks is not None:
-        rules._hooks(ValueCacheFailed(rules.name, batch, operation, error))
+    logging.getLogger("anyloader").warning(
+        "the value cache of %s failed in %s(): %s; loads do without it, and no more is said until it "
+        "works again",
+        name,
+        operation,
+        type(error).__name__,
+        exc_info=error,
+    )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from contextvars import Token
-from typing import Any, cast
+from typing import Any
 
 from ._dispatcher import ambient
-from ._loader import DataLoader
+from ._loader import Loader
 from .hooks import Event, Hook, Hooks, watches
 
 __all__ = ("Watch",)
@@ -22,7 +22,7 @@ class Watch:
 
     def __init__(self, hook: Hook) -> None:
         self._hook = hook
-        self._loaders: list[DataLoader[Any, Any]] | None = None
+        self._loaders: list[Loader] | None = None
         self._token: Token[Any]
 
     def __enter__(self) -> None:
@@ -30,17 +30,17 @@ class Watch:
         self._token = watches.set((*watches.get(), self))
         dispatcher = ambient.get()
         while dispatcher is not None:
-            for loader in dispatcher.loaders:
+            for loader in dispatcher.loaders():
                 self.add(loader)
             dispatcher = dispatcher.outer
 
     def __exit__(self, *exc: object) -> None:
         loaders, self._loaders = self._loaders, None
         for loader in loaders or ():
-            hooks = cast(Hooks, loader._hooks)
+            hooks: Any = loader.hooks
             hooks.watches = tuple(watch for watch in hooks.watches if watch is not self)
             if not hooks.hooks and not hooks.watches:
-                loader._hooks = None
+                loader.listen(None)
         try:
             watches.reset(self._token)
         except ValueError:
@@ -50,10 +50,10 @@ class Watch:
         """Watch this loader too; those that are watched already, or if the block has ended, stay."""
         if self._loaders is None:
             return
-        if loader._hooks is None:
-            loader._hooks = Hooks(())
-        if self not in loader._hooks.watches:
-            loader._hooks.watches = (*loader._hooks.watches, self)
+        if loader.hooks is None:
+            loader.listen(Hooks(()))
+        if self not in loader.hooks.watches:
+            loader.hooks.watches = (*loader.hooks.watches, self)
             self._loaders.append(loader)
 
     def __call__(self, event: Event) -> None:

@@ -16,8 +16,9 @@ from collections.abc import Awaitable, Callable, Generator, Iterable, MutableMap
 from contextvars import Context, copy_context
 from typing import Any, Generic, TypeVar
 
-from ._handle import Failure, LoadHandle, LoadManyHandle
-from ._loader import DataLoader as _DataLoader
+from ._batch import LoadHandle, LoadManyHandle, Parked
+from ._dataloader import DataLoader as _DataLoader
+from ._options import default_name
 
 __all__ = ("DataLoader", "LoadFuture")
 
@@ -34,11 +35,20 @@ class LoadFuture(Generic[T]):
     ``shield`` and ``add_done_callback`` work. Awaiting it works under trio too, and so do ``done``,
     ``cancelled``, ``result`` and ``exception``; callbacks need asyncio.
 
-    It cannot be given a result from outside. Cancelling it cancels nobody else who loads the key, nor
-    who awaits this already; all said of a :class:`~anyloader.LoadHandle` holds for those.
+    It cannot be given a result from outside. Cancelling it gives this load up, awaited or not, and
+    cancels nobody else who loads the key, nor who awaits this already; all said of a
+    :class:`~anyloader.LoadHandle` holds for those.
     """
 
-    __slots__ = ("__weakref__", "_callbacks", "_cancelled", "_handle", "_task")
+    __slots__ = (
+        "__weakref__",
+        "_callbacks",
+        "_cancel_message",
+        "_cancelled",
+        "_error",
+        "_handle",
+        "_parked",
+    )
 
     #: By this asyncio knows what may be used as a future; see ``asyncio.isfuture``.
     _asyncio_future_blocking = False
@@ -47,18 +57,21 @@ class LoadFuture(Generic[T]):
         self._handle: Any = handle
         self._callbacks: list[tuple[Callable[[LoadFuture[T]], object], Context]] = []
         self._cancelled = False
-        #: Awaits the handle once there are callbacks to call.
-        self._task: asyncio.Task[T] | None = None
+        self._cancel_message: object = None
+        #: Waits at the handle once there are callbacks to call.
+        self._parked: Parked | None = None
+        #: Why the handle could not be waited for.
+        self._error: Exception | None = None
 
     def __await__(self) -> Generator[Any, Any, T]:
         if self._cancelled:
-            raise asyncio.CancelledError
+            raise self._make_cancelled_error()
         steps: Generator[Any, Any, T] = self._handle.__await__()
         return steps
 
     def done(self) -> bool:
         """Whether the load has settled, or this was cancelled."""
-        return self._cancelled or not _is_pending(self._handle)
+        return self._cancelled or self._error is not None or not self._handle._is_pending
 
     def cancelled(self) -> bool:
         """Whether :meth:`cancel` was called in time."""
@@ -73,6 +86,8 @@ class LoadFuture(Generic[T]):
         """
         if not self.done():
             raise asyncio.InvalidStateError("Result is not set.")
+        if self._error is not None:
+            raise self._error
         outcome = self.__await__()
         try:
             outcome.send(None)
@@ -100,24 +115,28 @@ class LoadFuture(Generic[T]):
         """Give this up; return whether there was anything to give up."""
         if self.done():
             return False
+        if self._parked is None:
+            self._parked = self._handle._park(self._call_back)
+        if self._parked is not None:
+            self._parked.leave()
         self._cancelled = True
-        if self._task is not None:
-            self._task.cancel()
+        self._cancel_message = msg
+        self._call_back()
         return True
 
     def add_done_callback(
         self, fn: Callable[[LoadFuture[T]], object], /, *, context: Context | None = None
     ) -> None:
         """Call ``fn(self)`` soon after this is done. Under asyncio only."""
-        loop = asyncio.get_running_loop()
         context = context or copy_context()
-        if self.done():
-            loop.call_soon(fn, self, context=context)
-            return
         self._callbacks.append((fn, context))
-        if self._task is None:
-            self._task = loop.create_task(_wait(self._handle))
-            self._task.add_done_callback(self._call_back)
+        if self._parked is None and not self.done():
+            try:
+                self._parked = self._handle._park(self._call_back)
+            except Exception as exc:  # of another event loop, or a deadlock: this await has failed
+                self._error = exc
+        if self.done():
+            self._call_back()
 
     def remove_done_callback(self, fn: Callable[[LoadFuture[T]], object], /) -> int:
         """Do not call ``fn``; return how often it would have been called."""
@@ -126,37 +145,21 @@ class LoadFuture(Generic[T]):
         self._callbacks = kept
         return removed
 
-    def _call_back(self, task: asyncio.Task[T]) -> None:
-        if not task.cancelled():
-            task.exception()  # else asyncio says that nobody asked for it
+    def _call_back(self) -> None:
         callbacks, self._callbacks = self._callbacks, []
         for fn, context in callbacks:
-            task.get_loop().call_soon(fn, self, context=context)
+            asyncio.get_running_loop().call_soon(fn, self, context=context)
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         """Return the running event loop."""
         return asyncio.get_running_loop()
 
     def _make_cancelled_error(self) -> asyncio.CancelledError:
-        return asyncio.CancelledError()
+        message = self._cancel_message
+        return asyncio.CancelledError() if message is None else asyncio.CancelledError(message)
 
     def __repr__(self) -> str:
         return f"<LoadFuture of {self._handle!r}>"
-
-
-async def _wait(handle: Awaitable[T]) -> T:
-    return await handle
-
-
-def _is_pending(handle: LoadHandle[Any] | LoadManyHandle[Any]) -> bool:
-    if isinstance(handle, LoadHandle):
-        return handle._batch is not None
-    for load in handle._handles:
-        if load._batch is not None:
-            return True
-        if type(load._content) is Failure and not handle._return_exceptions:
-            return False
-    return False
 
 
 class DataLoader(_DataLoader[K, V]):
@@ -198,10 +201,15 @@ class DataLoader(_DataLoader[K, V]):
             "cache_map": cache_map,
         }
         options.update((name, value) for name, value in given.items() if value is not None)
-        if type(self) is DataLoader:
+        if type(self) is DataLoader and batch_load_fn is not None:
             # As a plain anyloader.DataLoader is; a subclass has a name of its own.
-            options.setdefault("name", getattr(batch_load_fn, "__qualname__", ""))
+            options.setdefault("name", default_name(batch_load_fn))
         super().__init__(batch_load_fn, **options)
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that runs here, which code for aiodataloader compares with its own."""
+        return asyncio.get_running_loop()
 
     # A future is no coroutine: asyncio.wait takes the one and refuses the other.
     def load(self, key: K) -> LoadFuture[V]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -68,52 +68,39 @@ Schedule = Callable[[BatchView], Awaitable[object]]
 
 class Polling:
     """
-    A schedule that looks at ``is_open`` after every checkpoint.
+    A schedule that counts rounds, which the dispatcher does for all batches of a scope at once.
 
-    The dispatcher need not guard such a schedule by a cancel scope to make it let go of a batch
-    that became full.
+    Called as any other schedule, within one of the user's own, it counts them for its batch alone.
     """
 
-    async def __call__(self, batch: BatchView, /) -> None:
-        raise NotImplementedError
+    #: Whether a quiet round of the scope is enough.
+    ends_when_quiet = False
 
-
-class _Quiescent(Polling):
-    def __init__(self, max_rounds: int) -> None:
-        self._max_rounds = max_rounds
-
-    def __repr__(self) -> str:
-        return f"quiescent(max_rounds={self._max_rounds})"
+    def __init__(self, rounds: int) -> None:
+        #: After so many rounds the batch leaves.
+        self.rounds = rounds
 
     async def __call__(self, batch: BatchView, /) -> None:
         seen = batch.added
         quiet = 0
-        for _ in range(self._max_rounds):
+        for _ in range(self.rounds):
             await batch.checkpoint()
-            if not batch.is_open:
+            quiet = quiet + 1 if batch.added == seen else 0
+            seen = batch.added
+            if not batch.is_open or (self.ends_when_quiet and quiet == 2):
                 return
-            added = batch.added
-            if added != seen:
-                seen = added
-                quiet = 0
-            elif quiet:
-                return
-            else:
-                quiet = 1
+
+
+class _Quiescent(Polling):
+    ends_when_quiet = True
+
+    def __repr__(self) -> str:
+        return f"quiescent(max_rounds={self.rounds})"
 
 
 class _Rounds(Polling):
-    def __init__(self, n: int) -> None:
-        self._n = n
-
     def __repr__(self) -> str:
-        return f"rounds({self._n})"
-
-    async def __call__(self, batch: BatchView, /) -> None:
-        for _ in range(self._n):
-            await batch.checkpoint()
-            if not batch.is_open:
-                return
+        return f"rounds({self.rounds})"
 
 
 class _Window:
@@ -139,11 +126,13 @@ class Manual:
 
 def quiescent(*, max_rounds: int = DEFAULT_MAX_ROUNDS) -> Schedule:
     """
-    Let a batch leave once one whole scheduler round has brought it no new key.
+    Let a batch leave once one whole scheduler round has brought its scope no new key.
 
     This is the default. Loads with no quiet round between them share a batch, on both backends and
     in whatever order the scheduler runs the tasks; after at most four quiet rounds the batch has
-    left.
+    left. All batches of a :class:`~anyloader.LoaderScope` that wait for a quiet round leave together,
+    before the function of any of them runs. Only where a batch is full
+    (``max_batch_size``), which keys it has is the scheduler's choice.
 
     :param max_rounds: the batch leaves after this many checkpoints, even if each of them still
         brings a key

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 import anyio
 
-from ._loader import DataLoader
+from ._dataloader import DataLoader
 from ._results import excerpt
 from ._scope import BatchLoader
 from ._watch import Watch

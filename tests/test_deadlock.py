@@ -152,7 +152,7 @@ async def test_awaiting_a_batch_that_waits_for_it(await_: Await) -> None:
         await loaders.open("b", {2: ("a", 1)})
         await settled(a.load(1).wait())
     # It is b's await that closed the cycle; a just awaits a load that fails.
-    assert re.search(r"b \[.*2.*\] -> a \[1\] -> b \[.*2.*\]", str(loaders.errors[0]))
+    assert re.search(r"b \[.*2.*\] -> a \[1\] -> b \[.*2.*\]", loaders.errors[0].excerpt)
     assert loaders.errors.count(loaders.errors[0]) == len(loaders.errors)
 
 
@@ -166,7 +166,7 @@ async def test_longer_cycles(length: int) -> None:
     cycle = [*range(length), 0]
     # The one that closed it stands first, and last.
     names = " -> ".join(f"loader{(n - 1) % length} [1]" for n in cycle)
-    assert names in str(caught.value)
+    assert names in caught.value.excerpt
 
 
 async def test_a_cycle_between_tasks_that_load_from_both_ends() -> None:
@@ -186,8 +186,9 @@ async def test_a_cycle_further_on_does_not_hide_from_the_message() -> None:
         a = await loaders.open("a", {1: ("b", 1)})
         await loaders.open("b", {1: ("c", 1)})
         await loaders.open("c", {1: ("b", 1)})
-        with pytest.raises(LoadDeadlockError, match=r"c \[1\] -> b \[1\] -> c \[1\]"):
+        with pytest.raises(LoadDeadlockError) as caught:
             await settled(a.load(1))
+        assert re.search(r"c \[1\] -> b \[1\] -> c \[1\]", caught.value.excerpt)
 
 
 @pytest.mark.only_on("asyncio")
@@ -251,8 +252,9 @@ async def test_awaiting_a_load_that_needs_the_last_token_which_it_holds(
 async def test_awaiting_a_new_load_of_its_own_loader_that_needs_its_token() -> None:
     async with Loaders() as loaders:
         a = await loaders.open("a", {1: ("a", 2)}, limiter=anyio.CapacityLimiter(1))
-        with pytest.raises(LoadDeadlockError, match=r"a \[1\] -> a \[2\] -> a \[1\]"):
+        with pytest.raises(LoadDeadlockError) as caught:
             await settled(a.load(1))
+        assert re.search(r"a \[1\] -> a \[2\] -> a \[1\]", caught.value.excerpt)
 
 
 async def test_awaiting_a_load_that_needs_a_token_which_a_batch_that_waits_for_it_holds() -> None:
@@ -261,8 +263,9 @@ async def test_awaiting_a_load_that_needs_a_token_which_a_batch_that_waits_for_i
         a = await loaders.open("a", {1: ("b", 2)}, limiter=limiter)
         await loaders.open("b", {2: ("c", 3)})
         await loaders.open("c", limiter=limiter)
-        with pytest.raises(LoadDeadlockError, match=r"b \[2\] -> c \[3\] -> a \[1\] -> b \[2\]"):
+        with pytest.raises(LoadDeadlockError) as caught:
             await settled(a.load(1))
+        assert re.search(r"b \[2\] -> c \[3\] -> a \[1\] -> b \[2\]", caught.value.excerpt)
     assert limiter.borrowed_tokens == 0
 
 
@@ -574,7 +577,7 @@ async def test_the_error_names_the_cycle() -> None:
         outer = await loaders.open("page", {1: ("authors", 7)})
         with pytest.raises(LoadDeadlockError) as caught:
             await settled(outer.load(1))
-    assert "books [8] -> authors [7] -> books [8]" in str(caught.value)
+    assert "books [8] -> authors [7] -> books [8]" in caught.value.excerpt
     assert "page" not in str(caught.value), "it is not part of the cycle"
 
 
@@ -583,7 +586,7 @@ async def test_the_error_does_not_list_a_thousand_keys() -> None:
         a = await loaders.open("a", {0: ("a", 0)})
         with pytest.raises(LoadDeadlockError) as caught:
             await settled(a.load_many(range(900)))
-    assert len(str(caught.value)) < 500
+    assert len(str(caught.value)) + len(caught.value.excerpt) < 500
 
 
 @pytest.mark.parametrize("limiter", [False, True])

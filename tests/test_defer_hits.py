@@ -89,17 +89,21 @@ def test_dependent_loads_of_hits_and_misses_meet_in_one_batch(
     assert run_seeds(shuffled_backend, range(20), main) == expected
 
 
-async def test_with_no_batch_open_a_hit_settles_at_once() -> None:
+async def test_with_no_batch_open_a_hit_opens_one() -> None:
     recorder = Recorder[int, int](lambda key: -key, gate=anyio.Event())
     async with DataLoader(recorder, schedule=MANUAL, defer_hits=True) as loader:
         loader.prime(1, 11)
-        assert loader.load(1).status is FINISHED
+        hit = loader.load(1)
+        assert hit.status is PENDING
         miss = loader.load(2)
         loader.dispatch()
         await wait_all_tasks_blocked()
-        assert loader.load(1).status is FINISHED  # the batch runs, and none is open
-        assert await loader.load_many([1, 1]) == [11, 11]
+        assert (hit.status, miss.status) == (PENDING, PENDING)  # one batch for both, and it runs
+        hits = loader.load(1), loader.load_many([1, 1])
+        loader.dispatch()
+        assert (await hits[0], await hits[1]) == (11, [11, 11])  # no key, so nothing is called
         assert miss.status is PENDING
+    assert recorder.calls == [[2]]
 
 
 async def test_without_defer_hits_a_hit_settles_at_once() -> None:
@@ -117,7 +121,7 @@ async def test_the_open_batch_of_another_loader_defers_nothing() -> None:
         DataLoader(recorder, defer_hits=True) as loader,
     ):
         other.load(2)
-        assert loader.prime(1, 11).load(1).status is FINISHED
+        assert await loader.prime(1, 11).load(1) == 11
 
 
 async def test_a_load_many_of_hits_and_misses() -> None:
@@ -214,7 +218,9 @@ async def test_an_abandoned_deferred_hit_affects_nothing(how: str) -> None:
         recorder.gate.set()
         expected = [11] if how == "load_many" else 11
         assert (await miss, [await hit for hit in hits]) == (-2, [expected] * 3)
-        assert await loader.load(1) == 11
+        hit = loader.load(1)
+        loader.dispatch()
+        assert await hit == 11
 
 
 async def test_a_deferred_hit_does_not_keep_a_batch_that_is_abandoned() -> None:

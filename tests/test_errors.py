@@ -890,7 +890,7 @@ async def check_refusal(loader: DataLoader[int, int], elsewhere: Elsewhere, call
         await elsewhere(CALLS[call], loader)
     assert not isinstance(caught.value, (LoaderNotOpenError, LoaderClosedError))
     message = str(caught.value)
-    assert "anyio.from_thread.run(loader.load, key)" in message
+    assert "anyio.from_thread.run(loader.load, key, token=token)" in message
     assert "another event loop" in message
     assert loader.statistics() == before
     assert loader.peek(0) is not None

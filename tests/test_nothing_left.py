@@ -372,7 +372,7 @@ async def test_a_handle_holds_its_value_and_nothing_of_the_loader(no_collector: 
 
 async def test_a_loader_that_lives_on_holds_nothing_of_its_task_group(no_collector: None) -> None:
     async with DataLoader(fetch) as loader:
-        dispatcher: Any = loader._dispatcher
+        dispatcher: Any = loader.__anyloader__.scope
         gone = weakref.ref(dispatcher._group)
         await loader.load(Data("key"))
     await wait_all_tasks_blocked()

@@ -287,9 +287,9 @@ async def test_after_the_block_nothing_is_left_of_it() -> None:
     async with DataLoader(echo) as loader:
         with max_batches(1):
             await loader.load(1)
-            assert loader._hooks is not None
+            assert loader.__anyloader__.hooks is not None
         await loader.load(2)
-        assert loader._hooks is None
+        assert loader.__anyloader__.hooks is None
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from anyio.lowlevel import checkpoint
 from graphql import GraphQLError
 
 from .._backend import TrioBackend, running_backend
-from .._handle import LoadHandle, LoadManyHandle
+from .._batch import LoadHandle, LoadManyHandle
 from ..schedules import DEFAULT_MAX_ROUNDS, duration
 
 if TYPE_CHECKING:

@@ -1,0 +1,136 @@
+"""
+Who waits for whom: an await by which a batch function would wait for itself is refused.
+
+A function goes on when everything that it awaits can, and a batch that was not sent yet when one of
+those ends who hold the tokens that it needs. So each batch *needs* some sets of batches, of each of
+which one has to end; a function that is about to await must not be needed, by whatever ways, by what it
+awaits. Nothing that waits already can be part of a cycle, as it was looked at when it began to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from ._errors import LoadDeadlockError
+from ._results import excerpt
+
+if TYPE_CHECKING:
+    from ._batch import Batch
+
+__all__ = ("begin_wait", "end_wait")
+
+
+def begin_wait(origin: Batch, batches: Sequence[Batch]) -> None:
+    """
+    The function of ``origin`` is about to await loads of other batches.
+
+    :raises LoadDeadlockError: if one of ``batches`` could not end before it does
+    """
+    if not origin.is_at_work:
+        return  # a task that it left behind: nobody waits for that
+    if _may_be_needed(origin) or origin in batches:
+        _check(origin, batches)
+    if origin.waits is None:
+        origin.waits = {}
+    for batch in batches:
+        origin.waits[batch] = origin.waits.get(batch, 0) + 1
+        batch.awaited_by += 1
+
+
+def end_wait(origin: Batch, batches: Sequence[Batch]) -> None:
+    waits = origin.waits or {}
+    for batch in batches:
+        left = waits.get(batch, 0) - 1
+        if left >= 0:
+            batch.awaited_by -= 1
+            waits[batch] = left
+            if not left:
+                del waits[batch]
+
+
+def _may_be_needed(batch: Batch) -> bool:
+    """Whether anything can wait for this one: most functions that load are awaited by no other one."""
+    return bool(batch.awaited_by) or any(
+        batch in gate.holders and gate.limiter.available_tokens <= 0 for gate in batch.gates
+    )
+
+
+def _needs(batch: Batch, waiter: Batch) -> list[Iterable[Batch]]:
+    """
+    Return the sets of batches of each of which one has to end before this one does.
+
+    :param waiter: whose function is about to await, and so does not end by itself
+    """
+    if batch.is_at_work:
+        return [(awaited,) for awaited in batch.waits or () if not awaited.is_done]
+    if batch.is_done or not batch.has_task:
+        return []  # without a task it waits for ``dispatch()``, which anybody may call
+    blockers = [needed for gate in batch.gates if (needed := gate.blockers(batch)) is not None]
+    # One that awaits nothing ends by itself.
+    return [
+        some
+        for some in blockers
+        if all(b is waiter or b.waits or not b.is_at_work for b in some)
+    ]
+
+
+def _check(waiter: Batch, targets: Sequence[Batch]) -> None:
+    """:raises LoadDeadlockError: if one of the targets needs ``waiter`` to end"""
+    needs: dict[Batch, list[Iterable[Batch]]] = {}
+    todo = [batch for batch in targets if not batch.is_done]
+    reached = False
+    while todo:
+        batch = todo.pop()
+        if batch is waiter:
+            reached = True
+        elif batch not in needs:
+            needs[batch] = _needs(batch, waiter)
+            todo.extend(chain.from_iterable(needs[batch]))
+    if reached:
+        stuck = _stuck(needs)
+        for target in targets:
+            if target is waiter or target in stuck:
+                raise _deadlock(waiter, target, needs, stuck)
+
+
+def _stuck(needs: dict[Batch, list[Iterable[Batch]]]) -> set[Batch]:
+    """Return those that never end, if what is not in ``needs`` (the one who asks) never does."""
+    # For each set its batch; for each batch the sets that it is in. A set is done with when the first
+    # of its members is known to end, and a batch when all its sets are: each is looked at once.
+    left = {batch: len(sets) for batch, sets in needs.items()}
+    sets_with: dict[Batch, list[list[Batch]]] = {}
+    for batch, sets in needs.items():
+        for members in sets:
+            waiting = [batch]
+            for member in members:
+                sets_with.setdefault(member, []).append(waiting)
+    ending = [batch for batch, n in left.items() if not n]
+    while ending:
+        batch = ending.pop()
+        for waiting in sets_with.get(batch, ()):
+            if waiting:
+                freed = waiting.pop()
+                left[freed] -= 1
+                if not left[freed]:
+                    ending.append(freed)
+    return {batch for batch, n in left.items() if n}
+
+
+def _deadlock(
+    waiter: Batch, target: Batch, needs: dict[Batch, list[Iterable[Batch]]], stuck: set[Batch]
+) -> LoadDeadlockError:
+    path = [waiter, target]
+    while path[-1] is not waiter and path.count(path[-1]) == 1:
+        for members in needs[path[-1]]:
+            if all(member is waiter or member in stuck for member in members):
+                path.append(waiter if waiter in members else next(iter(members)))
+                break
+    cycle = " -> ".join(batch.name for batch in path)
+    error = LoadDeadlockError(
+        f"this await can never end, as it waits for the batch function it is in: {cycle}. "
+        "Load what does not depend on this batch, or raise the limiter's tokens"
+    )
+    error._with_excerpt(" -> ".join(f"{batch.name} {excerpt(list(batch.keys))}" for batch in path))
+    return error

@@ -1,0 +1,104 @@
+"""What a scope makes loaders of: functions and classes, with the arguments that were bound to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, get_origin
+
+from ._dataloader import DataLoader
+from ._results import article
+
+__all__ = ("check_arguments", "make_loader", "source_key")
+
+SOURCES = "a DataLoader class, a batch function or a @batch_loader function"
+
+
+def source_key(source: Any, arguments: Mapping[str, Any]) -> Any:
+    """
+    Return what is equal for equal sources with equal arguments.
+
+    :raises TypeError: if something in it cannot be hashed
+    """
+    source = get_origin(source) or source  # of a generic class that was given its arguments
+    given: tuple[Any, ...] = ()
+    if isinstance(source, partial):
+        given, arguments = source.args, {**source.keywords, **arguments}
+        source = source.func
+    try:
+        hash(source)
+    except TypeError:
+        raise TypeError(f"scope.get() takes {SOURCES}, not {article(source)}") from None
+    _check_hashable(source, {**{f"argument {i}": value for i, value in enumerate(given)}, **arguments})
+    return (source, given, frozenset(arguments.items())) if given or arguments else source
+
+
+def _check_hashable(source: Any, arguments: Mapping[str, Any]) -> None:
+    for name, value in arguments.items():
+        try:
+            hash(value)
+        except TypeError as exc:
+            raise TypeError(
+                f"{name} of {getattr(source, '__qualname__', source)} cannot tell its loader from "
+                f"others: {exc}; give it a hashable value, such as a tuple"
+            ) from None
+
+
+def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """
+    Check arguments against the signature of a batch function.
+
+    :raises TypeError: if it does not take these, or one of them cannot be hashed
+    """
+    import inspect  # takes long to import
+
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # a builtin that does not tell
+        signature = inspect.Signature([inspect.Parameter("rest", inspect.Parameter.VAR_KEYWORD)])
+    try:
+        signature.bind(None, **arguments)
+    except TypeError as exc:
+        name = getattr(function, "__qualname__", type(function).__qualname__)
+        raise TypeError(f"bind() of {name}: {exc}; its signature is {name}{signature}") from None
+    _check_hashable(function, arguments)
+
+
+def make_loader(source: Any, arguments: Mapping[str, Any]) -> DataLoader[Any, Any]:
+    """:raises TypeError: if it cannot be made"""
+    source = get_origin(source) or source
+    if isinstance(source, partial) and isinstance(source.func, type):
+        return make_loader(source.func, {**source.keywords, **arguments})
+    if isinstance(source, type):
+        if not issubclass(source, DataLoader):
+            raise TypeError(f"scope.get() takes {SOURCES}, not {source!r}")
+        return _make_of_class(source, arguments)
+    if not callable(source):
+        raise TypeError(f"scope.get() takes {SOURCES}, not {source!r}")
+    if not arguments:
+        return DataLoader(source)
+    check_arguments(source, arguments)
+    return DataLoader(partial(source, **arguments))
+
+
+def _make_of_class(source: Any, arguments: Mapping[str, Any]) -> DataLoader[Any, Any]:
+    """Give the arguments to a constructor of its own, and otherwise to its batch function."""
+    if arguments and source.__init__ is DataLoader.__init__:
+        check_arguments(partial(source.batch_load_fn, None), arguments)
+        loader: DataLoader[Any, Any] = source()
+        loader.__anyloader__.bind_arguments(arguments)
+        return loader
+    try:
+        made: DataLoader[Any, Any] = source(**arguments)
+    except TypeError as exc:
+        import inspect
+
+        try:
+            inspect.signature(source.__init__).bind(None, **arguments)
+        except TypeError:
+            raise TypeError(
+                f"scope.get() cannot make a {source.__qualname__}: {exc}; give what its __init__ takes "
+                f"as keywords, scope.get({source.__qualname__}, name=value)"
+            ) from exc
+        raise
+    return made

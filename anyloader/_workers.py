@@ -1,0 +1,460 @@
+"""
+The tasks of a scope: they count the rounds for its batches, and run the functions of those.
+
+Starting a task through anyio costs several times what a small batch costs, so where the task group is
+our own a worker that is done waits for the next job. In a foreign group it ends, since a task parked
+there would keep the group from ending.
+
+One worker at a time *leads*: it passes checkpoints for all open batches of the scope until some of
+them may leave, seals these in one step, gives each a worker and runs the first one itself. That is why
+what a batch function loads never falls into a batch that was open beside its own, and why one load at
+a time needs no second task. Batches under a schedule of the user's have a worker from their opening on;
+those under ``manual()`` have none before they are dispatched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from contextvars import Context
+from functools import partial
+from types import CoroutineType, coroutine
+from typing import Any, Final
+
+import anyio
+from anyio import CancelScope
+
+from . import _batch
+from ._backend import Backend, Waiter, Waiters, prove_stack_room, wake_all
+from ._batch import Batch, running_batch
+from ._errors import LoaderClosedError
+from ._results import article, rebased, without_our_frames, wrong_result
+from ._streams import run_stream
+from .hooks import BatchStarted, watches
+from .schedules import Polling
+
+__all__ = ("Workers", "closed")
+
+_LEAD: Final = "lead"
+
+
+class _Worker:
+    __slots__ = ("job", "scope", "steps", "waiter")
+
+    def __init__(self, job: Any) -> None:
+        #: What its task will run, until that makes its first step.
+        self.steps: Coroutine[Any, Any, None] | None = None
+        #: What to do now: a batch to run, or ``_LEAD``; ``None`` while idle.
+        self.job = job
+        self.scope = CancelScope()
+        #: What wakes it; set before it becomes idle.
+        self.waiter: Waiter
+
+
+class _Unheard:
+    """Stands in for the rounds where a batch is past its schedule: its keys are news to nobody."""
+
+    news = 0
+
+
+_UNHEARD = _Unheard()
+
+
+class Workers:
+    """The part of a dispatcher that has tasks."""
+
+    backend: Backend
+    #: Copied for every call of a batch function.
+    context: Context
+    _group: Any
+    _owns_group: bool
+    #: Starts ``work(*args)`` in the group, under a name. Not there before the group is entered.
+    _start_task: Callable[..., None]
+    #: True while a task is being started: an eager task group runs its first step inside.
+    _starting = False
+
+    def __init__(self) -> None:
+        #: How many keys and batches have come. By this the leader knows a quiet round.
+        self.news = 0
+        self._round = 0
+        #: Open batches whose rounds are counted, and whether somebody counts them.
+        self._counted: list[Batch] = []
+        self._leading = False
+        #: While it is decided who is still wanted, nothing leaves.
+        self._holding = False
+        self._workers: set[_Worker] = set()
+        #: How many workers store values.
+        self.storing = 0
+        #: At most one worker: it serves a program that loads one thing after the other, and a crowd
+        #: is started so rarely that keeping one parked would only hold memory.
+        self._idle: list[_Worker] = []
+        #: Who waits for the end of all batches, and of all workers.
+        self._changed: Waiters = {}
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether workers stay for the next job."""
+        raise NotImplementedError
+
+    def _is_at_rest(self) -> bool:
+        """Whether all batches, or all workers, have ended."""
+        raise NotImplementedError
+
+    def begin(self, batch: Batch) -> None:
+        """
+        Let the schedule of a new, empty batch begin.
+
+        :raises LoaderClosedError: if the task group takes no more tasks; nothing has changed then
+        :raises RecursionError: the same, near the end of the stack
+        """
+        prove_stack_room()
+        if isinstance(batch.schedule, Polling):
+            if not self._leading:
+                self._give(_LEAD, batch.name)
+                self._leading = True
+            self._counted.append(batch)
+            self.news += 1
+        else:
+            self._give(batch, batch.name)
+        batch.has_task = True
+
+    def send(self, batch: Batch) -> None:
+        """
+        Give a sealed batch a task, unless it has one that is waiting for that.
+
+        :raises LoaderClosedError: if the task group takes no more tasks; the batch has failed then
+        """
+        if batch.worker_scope is None and not batch.is_done:
+            try:
+                self._give(batch, batch.name)
+            except LoaderClosedError as exc:
+                batch.fail(exc)
+                raise
+            batch.has_task = True
+
+    def _give(self, job: Any, name: str) -> None:
+        """:raises LoaderClosedError: if the task group takes no more tasks"""
+        if self._idle:
+            worker = self._idle.pop()
+            worker.job = job
+            self._mark(worker)
+            self.backend.wake((worker.waiter,))
+            return
+        worker = self.context.run(_Worker, job)  # its scope asks which library runs
+        steps = worker.steps = self._work(worker)
+        self._workers.add(worker)
+        self._starting = True
+        try:
+            self.context.run(self._start_task, _given, steps, name=f"anyloader: {name}")
+        except RuntimeError as exc:
+            self._workers.discard(worker)
+            steps.close()
+            if isinstance(exc, RecursionError):
+                raise
+            raise LoaderClosedError(closed(name)) from exc
+        finally:
+            self._starting = False
+        self._mark(worker)
+        if worker.steps is not None:
+            self.backend.after_first_step(partial(self._check_begun, worker))
+
+    def _check_begun(self, worker: _Worker) -> None:
+        if worker.steps is not None:  # its task was cancelled natively before that
+            worker.steps.close()
+            worker.steps = None
+            self._ended(worker)
+
+    def _mark(self, worker: _Worker) -> None:
+        if isinstance(worker.job, Batch):
+            worker.job.worker_scope = worker.scope
+
+    # The life of a worker
+
+    async def _work(self, worker: _Worker) -> None:
+        worker.steps = None
+        try:
+            if self._starting:
+                # An eager task group runs this inside load(). Without a checkpoint first the
+                # batch would leave earlier than on a lazy one, with rounds(0) before its key is in.
+                await self.backend.checkpoint()
+            with worker.scope:
+                while await self._do(worker):
+                    worker.waiter = self.backend.new_waiter()
+                    self._idle.append(worker)
+                    await worker.waiter
+                if self.backend.is_being_cancelled():
+                    # By the batch function, natively, and it has ended before it met that. It would
+                    # hit the end of this task.
+                    await self.backend.checkpoint()
+        except BaseException as exc:
+            if not _is_stray(exc):
+                raise
+            # It was given to an idle worker just as that was cancelled, and is none of its.
+            if self._owns_group and worker.job is not None:
+                job, worker.job = worker.job, None
+                self._pass_on(job)
+        finally:
+            self._ended(worker)
+
+    async def _do(self, worker: _Worker) -> bool:
+        """Do the job; return whether to wait for another one."""
+        if worker.job is _LEAD:
+            worker.job = batch = await self._lead()
+        else:
+            batch = worker.job
+        if batch is not None:
+            self._mark(worker)
+            fit = await self._run(batch)
+            worker.job = None
+            if not fit or worker.scope.cancel_called:
+                return False
+        return self._owns_group and self._is_open and not self._idle
+
+    def _pass_on(self, job: Any) -> None:
+        if job is _LEAD:
+            self._leading = False
+            self._lead_on()
+        else:
+            job.worker_scope = None
+            self.send(job)
+
+    def _lead_on(self) -> None:
+        """Find somebody to count rounds, where somebody has to."""
+        if self._counted and not self._leading:
+            try:
+                self._give(_LEAD, self._counted[0].name)
+            except LoaderClosedError as exc:
+                counted, self._counted = self._counted, []
+                for batch in counted:
+                    if not batch.is_done:
+                        batch.fail(exc)
+            else:
+                self._leading = True
+
+    def _ended(self, worker: _Worker) -> None:
+        """Clean up after a worker; also called for one that never made its first step."""
+        if worker in self._idle:
+            self._idle.remove(worker)
+        self._workers.discard(worker)
+        job, worker.job = worker.job, None
+        if job is _LEAD:
+            self._leading = False
+            left, self._counted = self._counted, []
+        else:
+            left = [] if job is None else [job]
+        for batch in left:
+            if not batch.is_done:
+                batch.cancel("its task was cancelled before the batch was sent", None)
+        self.changed()
+
+    def changed(self) -> None:
+        """Some batch or worker has ended: wake who leaves, if that is what he waits for."""
+        if self._changed and self._is_at_rest():
+            wake_all(self.backend, self._changed)
+
+    # Rounds
+
+    async def _lead(self) -> Batch | None:
+        """Pass checkpoints until no batch waits for any more; return one to be run here."""
+        backend = self.backend
+        seen = -1
+        quiet = 0
+        while True:
+            self._counted = [batch for batch in self._counted if batch.state is _batch.OPEN]
+            if not self._counted:
+                self._leading = False
+                return None
+            quiet = quiet + 1 if self.news == seen else 0
+            seen = self.news
+            if not self._holding:
+                leaving = self._who_leaves(quiet >= backend.quiet or not backend.ready)
+                if leaving:
+                    mine = self._let_go(leaving)
+                    if mine is not None:
+                        return mine
+                    continue
+            await backend.checkpoint()
+            self._round += 1
+
+    def _who_leaves(self, is_quiet: bool) -> list[Batch]:
+        leaving = []
+        for batch in self._counted:
+            schedule = batch.schedule
+            if batch.due is None:
+                batch.due = self._round + schedule.rounds
+            if self._round >= batch.due or (is_quiet and schedule.ends_when_quiet):
+                leaving.append(batch)
+        return leaving
+
+    def _let_go(self, leaving: list[Batch]) -> Batch | None:
+        """
+        Seal these in one step and give each a task; return the first one, if nobody has to lead on.
+
+        Those with no token yet go on taking keys, and are sealed when they get it.
+        """
+        self._counted = [batch for batch in self._counted if batch not in leaving]
+        try:
+            for batch in leaving:
+                self._has_tokens(batch)
+            for batch in leaving:
+                if batch.state is _batch.OPEN and batch.pulse is self:
+                    batch.seal("schedule")
+        except BaseException:
+            self._release_tokens(leaving)
+            for batch in leaving:
+                if not batch.is_done:
+                    batch.cancel("its task ended before the batch was sent", None)
+            raise
+        to_run = [batch for batch in leaving if not batch.is_done]
+        self._release_tokens(batch for batch in leaving if batch.is_done)
+        mine = None
+        if to_run and not self._counted:
+            mine = to_run.pop(0)
+            self._leading = False
+        for batch in to_run:
+            try:
+                self.send(batch)
+            except LoaderClosedError:  # it has failed by this
+                self._release_tokens((batch,))
+        return mine
+
+    # Tokens
+
+    def _has_tokens(self, batch: Batch) -> bool:
+        """Take the tokens that a batch needs; where one is missing, it goes on taking keys."""
+        if batch.live:  # or nobody wants it, and its seal will end it
+            for gate in batch.gates:
+                if batch not in gate.holders and not gate.take(batch):
+                    batch.pulse = _UNHEARD
+                    batch.settle_deferred()
+                    return False
+        return True
+
+    def _release_tokens(self, batches: Any) -> None:
+        for batch in batches:
+            for gate in batch.gates:
+                if batch in gate.holders:
+                    gate.release(batch)
+
+    # Running
+
+    async def _run(self, batch: Batch) -> bool:
+        """See a batch through; return whether the task is fit for another one."""
+        try:
+            if batch.state is _batch.OPEN and batch.pulse is self:
+                await self._await_schedule(batch)
+            if batch.gates and not batch.is_done and not self._has_tokens(batch):
+                for gate in batch.gates:
+                    if batch not in gate.holders:
+                        await gate.acquire(batch)
+            if batch.state is _batch.OPEN:
+                batch.seal("schedule")
+            if batch.state is _batch.SEALED and batch.start():
+                await _in_context(self.context.copy(), self._call(batch))
+        except Exception as exc:
+            rebased(exc, without_our_frames(exc))
+            if not batch.is_done:
+                batch.fail(exc)
+        except BaseException as exc:
+            stray = _is_stray(exc)
+            if not batch.is_done:
+                batch.cancel(f"the batch function ended by {type(exc).__name__}", exc)
+            if stray:
+                return False
+            raise
+        finally:
+            if batch.gates:
+                self._release_tokens((batch,))
+            batch.release()
+        return True
+
+    async def _call(self, batch: Batch) -> None:
+        """Get the values of a batch, in the context of its function."""
+        running_batch.set(batch)
+        loader = batch.loader
+        if loader.hooks is not None:
+            watches.set(loader.hooks.watches)
+            loader.hooks(BatchStarted(batch.name, batch.number, batch.keys))
+        if loader.second_level is None:
+            await self._fetch(batch)
+            return
+        # Nobody waits for what it does afterwards but the way out, so that the last values are
+        # stored too.
+        self.storing += 1
+        try:
+            await loader.second_level.fetch(batch, self._fetch)
+        finally:
+            self.storing -= 1
+            self.changed()
+
+    async def _fetch(self, batch: Batch) -> None:
+        """Call the batch function, and settle the batch by what it gives."""
+        if batch.state is not _batch.RUNNING:
+            return
+        keys = batch.keys_to_send(distinct=batch.loader.streams)
+        result = batch.function(keys)
+        if type(result) is not CoroutineType and isinstance(result, AsyncIterator):
+            await run_stream(batch, keys, result)
+        elif type(result) is CoroutineType or isinstance(result, Awaitable):
+            result = await result
+            if batch.state is _batch.RUNNING:
+                batch.settle(result)
+        else:
+            problem = (
+                f"is not async: it returned {article(result)}, which cannot be awaited; write `async def`, "
+                "or wrap it in in_thread()"
+            )
+            raise wrong_result(batch.loader, keys, problem, result)
+
+    @staticmethod
+    async def _await_schedule(batch: Batch) -> None:
+        with CancelScope() as batch.schedule_scope:
+            await batch.schedule(batch)
+        batch.schedule_scope = None
+        batch.pulse = _UNHEARD
+
+
+def _given(steps: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
+    return steps
+
+
+def _is_stray(exc: BaseException) -> bool:
+    """
+    Whether a cancellation comes from no cancel scope around the running code.
+
+    It was raised by a batch function itself, or is a native one of this task alone. Let out of the
+    task it would cancel the whole group; kept in, it still ends the task.
+    """
+    return (
+        isinstance(exc, anyio.get_cancelled_exc_class())
+        and anyio.current_effective_deadline() != -math.inf
+    )
+
+
+@coroutine
+def _in_context(context: Context, steps: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
+    """
+    Run a coroutine in a context of its own, in the task that awaits this.
+
+    A task has one context for good, and a worker runs many batches.
+    """
+    run = context.run
+    try:
+        yielded = run(steps.send, None)
+        while True:
+            try:
+                sent = [(yield yielded)]
+            except BaseException as exc:
+                yielded = run(steps.throw, exc)
+            else:
+                yielded = run(steps.send, sent.pop())
+    except StopIteration:
+        return
+
+
+def closed(name: str) -> str:
+    return (
+        f"{name} is closed, as the scope it was opened in has ended; make a loader for each request, "
+        "job or message, for instance by scope.get() or @batch_loader, and use it within. A task "
+        "group whose tasks load has to be opened inside the scope, not around it"
+    )
