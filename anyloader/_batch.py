@@ -321,6 +321,7 @@ class LoadHandle(_Driven[V_co]):
         try:
             raise value.renewed()
         finally:
+            value.restore()
             del self, value
 
     def _enter(self, batch: Batch, waiter: Any) -> None:
@@ -448,6 +449,7 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
         try:
             raise failure.renewed()
         finally:
+            failure.restore()
             del self, failure, values  # as in LoadHandle
 
     def _refuse_none(self, handle: LoadHandle[V]) -> Any:
@@ -1116,6 +1118,7 @@ class Batch:
         # A load_many, and the traceback of an error, may refer to its batch for long.
         self.entries, self.manys, self.watchers = [], {}, {}
         self.followers = self.index = self.cache_keys = self._owners = None
+        self._left = {}
         if was is not RUNNING:
             self.release()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,8 @@ def limit(n: float) -> Callable[[], anyio.CapacityLimiter]:
     :raises TypeError: if ``n`` is no int
     :raises ValueError: if ``n`` is less than 1
     """
-    anyio.CapacityLimiter(n)  # refuses what is no number of tokens
+    if isinstance(n, bool) or not (isinstance(n, int) or n == math.inf):
+        raise TypeError(f"limit() takes an int >= 1 or math.inf, not {n!r}")
     if n < 1:
         raise ValueError(f"limit() takes a number of tokens >= 1, not {n!r}")
     limiters: RunVar[anyio.CapacityLimiter] = RunVar(f"anyloader limit({n})")

@@ -24,7 +24,7 @@ from ._batch import (
 )
 from ._cache import check_hashable, evict
 from ._dispatcher import Dispatcher, ambient
-from ._errors import LoaderBusyError, LoaderNotOpenError
+from ._errors import LoadCancelledError, LoaderBusyError, LoaderNotOpenError
 from ._limits import gates_for
 from ._options import Options
 from ._required import not_found, required_maker
@@ -643,8 +643,8 @@ class Loader:
 
     def keeps_error(self, error: Any) -> bool:
         keep = self.options.cache_errors
-        if isinstance(keep, bool):
-            return keep
+        if isinstance(keep, bool) or isinstance(error, LoadCancelledError):
+            return keep is True and not isinstance(error, LoadCancelledError)
         try:
             return bool(keep(error))
         except Exception:

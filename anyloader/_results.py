@@ -19,6 +19,7 @@ __all__ = (
     "article",
     "counted",
     "excerpt",
+    "failure_of",
     "log_exception",
     "missing_value",
     "outcome_of",
@@ -61,11 +62,14 @@ class Failure:
         self.context: BaseException | None = _context_of(exception)
 
     def renewed(self) -> BaseException:
-        # Python appends to an exception's traceback wherever it passes, and takes what is handled
-        # there for its context. Starting each time from the original keeps the one from growing with
-        # every waiter that the error is raised to, and the other from reaching the next waiter.
-        _set_context(self.exception, self.context)
+        """Return the error to be raised; :meth:`restore` is to be called where that is done."""
+        # Python appends to an exception's traceback wherever it passes. Starting each time from the
+        # original one keeps it from growing with every waiter that the error is raised to.
         return rebased(self.exception, self.traceback)
+
+    def restore(self) -> None:
+        """Take away the context that raising gave: what one waiter handles is none of the next."""
+        _set_context(self.exception, self.context)
 
 
 def rebased(exception: BaseException, traceback: TracebackType | None) -> BaseException:
@@ -112,6 +116,12 @@ def without_our_frames(error: BaseException) -> TracebackType | None:
     while tb is not None and tb.tb_frame.f_globals.get("__package__") == __package__:
         tb = tb.tb_next
     return tb
+
+
+def failure_of(error: Exception) -> Failure:
+    """Return the failure of what the user's code has raised to us."""
+    traceback = without_our_frames(error)
+    return Failure(rebased(error, traceback), traceback)
 
 
 # What was returned
@@ -269,8 +279,19 @@ def counted(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-def log_exception(message: str) -> None:
-    """Log what user code raised where nobody can be told; call it where that is handled."""
+def log_exception(message: str, error: Exception | None = None) -> None:
+    """
+    Log what user code raised where nobody can be told.
+
+    :param error: a warning is enough for it; without one, what is being handled here is meant
+    """
     import logging  # takes long to import, and is hardly ever needed
 
-    logging.getLogger("anyloader").exception(message)
+    logger = logging.getLogger("anyloader")
+    try:
+        if error is None:
+            logger.exception(message)
+        else:
+            logger.warning(message, exc_info=error)
+    except Exception:
+        pass  # a handler that cannot show it is no reason for a load to fail

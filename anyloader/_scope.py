@@ -311,6 +311,8 @@ class BatchLoader(Generic[K, V]):
         arguments: Mapping[str, Any] | None = None,
         family: object = None,
     ) -> None:
+        if not callable(function):
+            raise TypeError(f"the batch function of @batch_loader must be callable, not {function!r}")
         self._function = function
         self._options = options
         self._arguments = arguments or {}
@@ -528,6 +530,4 @@ def batch_loader(function: Any = None, /, **options: Any) -> Any:
 
 
 def _decorated(options: Any, function: Any) -> BatchLoader[Any, Any]:
-    if not callable(function) and not isinstance(function, staticmethod):
-        raise TypeError(f"the batch function of @batch_loader must be callable, not {function!r}")
     return BatchLoader(function, options)

@@ -39,10 +39,27 @@ class InThread(Generic[K, R]):
         else:
             option = self.limiter
             limiter = option if isinstance(option, CapacityLimiter) else option()
-        return await to_thread.run_sync(partial(self._fn, keys, **arguments), limiter=limiter)
+        result, error = await to_thread.run_sync(
+            partial(_outcome, self._fn, keys, arguments), limiter=limiter
+        )
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame, which shall not hold it
+        return result
 
     def __repr__(self) -> str:
         return f"<in_thread {self.__qualname__}>"
+
+
+def _outcome(fn: Any, keys: list[Any], arguments: dict[str, Any]) -> Any:
+    # An error is carried over as a value: who raises it on the way from the thread may want to set its
+    # traceback, which not every error lets him.
+    try:
+        return fn(keys, **arguments), None
+    except Exception as exc:
+        return None, exc
 
 
 def in_thread(

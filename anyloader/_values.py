@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary, ref
 
 from ._batch import Batch, LoadHandle
 from ._cache import check_hashable
-from ._results import Failure, article, rebased, without_our_frames
+from ._results import Failure, article, failure_of, log_exception
 from .hooks import ValueCacheFailed, ValueCacheHit, ValueCacheMiss
 
 __all__ = ("SecondLevel", "ValueCache")
@@ -216,8 +216,7 @@ class SecondLevel:
                 cache_key = loader.cache_key(entry._key)
                 check_hashable(batch.name, entry._key, cache_key, "ask its value cache for", "")
             except Exception as exc:
-                traceback = without_our_frames(exc)
-                wrong.append((entry, Failure(rebased(exc, traceback), traceback)))
+                wrong.append((entry, failure_of(exc)))
             else:
                 entries.append((cache_key, entry))
         if wrong:
@@ -274,20 +273,12 @@ class SecondLevel:
             self._tell(ValueCacheFailed(self._name, batch, operation, exc))
             if not self._use.failing:
                 self._use.failing = True
-                _log_failure(self._name, operation, exc)
+                log_exception(
+                    f"the value cache of {self._name} failed in {operation}(): {type(exc).__name__}; "
+                    "loads do without it, and no more is said until it works again",
+                    exc,
+                )
             return _FAILED
         self._use.failing = False
         return result
 
-
-def _log_failure(name: str, operation: str, error: Exception) -> None:
-    import logging  # takes long to import, and is hardly ever needed
-
-    logging.getLogger("anyloader").warning(
-        "the value cache of %s failed in %s(): %s; loads do without it, and no more is said until it "
-        "works again",
-        name,
-        operation,
-        type(error).__name__,
-        exc_info=error,
-    )

@@ -162,6 +162,12 @@ class LoadFuture(Generic[T]):
         return f"<LoadFuture of {self._handle!r}>"
 
 
+class _RunningLoop:
+    # No property: a subclass may have an attribute of this name.
+    def __get__(self, instance: object, owner: type) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+
 class DataLoader(_DataLoader[K, V]):
     """
     Takes the arguments of aiodataloader's ``DataLoader``, and those of :class:`anyloader.DataLoader`.
@@ -206,10 +212,8 @@ class DataLoader(_DataLoader[K, V]):
             options.setdefault("name", default_name(batch_load_fn))
         super().__init__(batch_load_fn, **options)
 
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The event loop that runs here, which code for aiodataloader compares with its own."""
-        return asyncio.get_running_loop()
+    #: The event loop that runs here, which code for aiodataloader compares with its own.
+    loop = _RunningLoop()
 
     # A future is no coroutine: asyncio.wait takes the one and refuses the other.
     def load(self, key: K) -> LoadFuture[V]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -1,0 +1,121 @@
+"""Worker threads of ``in_thread`` are among what can deadlock (contract 2.6)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+import anyio.from_thread
+import pytest
+from anyio import to_thread
+
+from anyloader import DataLoader, LoadDeadlockError, LoaderScope, in_thread
+
+pytestmark = pytest.mark.anyio
+
+Blocking = Callable[[list[int]], list[int]]
+
+
+@asynccontextmanager
+async def rescued(limiter: anyio.CapacityLimiter) -> AsyncIterator[None]:
+    """Fail, rather than hang with threads that nothing can cancel, if the block takes too long."""
+    late = False
+
+    async def rescue() -> None:
+        nonlocal late
+        await anyio.sleep(2)
+        late = True
+        limiter.total_tokens += 100
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(rescue)
+        yield
+        tg.cancel_scope.cancel()
+    assert not late, "it hung until there were more threads"
+
+
+def loaders(
+    posts_limiter: anyio.CapacityLimiter | None, users_limiter: anyio.CapacityLimiter | None
+) -> DataLoader[int, int]:
+    """Posts ask for users, from their thread."""
+
+    def users(ids: list[int]) -> list[int]:
+        return ids
+
+    def posts(ids: list[int]) -> list[int]:
+        return anyio.from_thread.run(users_loader.load_many, ids)  # type: ignore[arg-type]
+
+    users_loader = DataLoader(in_thread(users, limiter=users_limiter))
+    return DataLoader(in_thread(posts, limiter=posts_limiter))
+
+
+async def test_a_thread_that_waits_for_the_last_thread_is_a_deadlock() -> None:
+    limiter = anyio.CapacityLimiter(1)
+    async with rescued(limiter), LoaderScope():
+        posts = loaders(limiter, limiter)
+        with pytest.raises(LoadDeadlockError):
+            await posts.load(1)
+        assert limiter.borrowed_tokens == 0
+        with pytest.raises(LoadDeadlockError):
+            await posts.load(2)
+
+
+async def test_with_two_threads_there_is_none() -> None:
+    limiter = anyio.CapacityLimiter(2)
+    async with rescued(limiter), LoaderScope():
+        assert await loaders(limiter, limiter).load_many([1, 2]) == [1, 2]
+
+
+async def test_nor_with_a_limiter_for_each() -> None:
+    limiter = anyio.CapacityLimiter(1)
+    async with rescued(limiter), LoaderScope():
+        assert await loaders(limiter, anyio.CapacityLimiter(1)).load_many([1, 2]) == [1, 2]
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+async def test_as_many_requests_as_there_are_threads_all_get_an_answer(threads: int) -> None:
+    """Each in a scope of its own, and all with anyio's default limiter."""
+    limiter = to_thread.current_default_thread_limiter()
+    limiter.total_tokens = threads
+    ends: list[object] = []
+
+    async def request(key: int) -> None:
+        async with LoaderScope():
+            try:
+                ends.append(await loaders(None, None).load(key))
+            except LoadDeadlockError:
+                ends.append("deadlock")
+
+    async with rescued(limiter), anyio.create_task_group() as tg:
+        for key in range(threads):
+            tg.start_soon(request, key)
+    assert len(ends) == threads
+    assert ends.count("deadlock") < threads or threads == 1
+
+
+async def test_a_blocking_function_that_waits_for_its_own_batch() -> None:
+    limiter = anyio.CapacityLimiter(2)
+
+    def again(ids: list[int]) -> list[int]:
+        return anyio.from_thread.run(loader.load_many, ids)  # type: ignore[arg-type]
+
+    async with rescued(limiter), LoaderScope():
+        loader = DataLoader(in_thread(again, limiter=limiter))
+        with pytest.raises(LoadDeadlockError):
+            await loader.load(1)
+
+
+async def test_a_limiter_of_loaders_and_threads_alike() -> None:
+    limiter = anyio.CapacityLimiter(1)
+
+    def users(ids: list[int]) -> list[int]:
+        return ids
+
+    async def posts(ids: list[int]) -> list[int]:
+        return await users_loader.load_many(ids)
+
+    async with rescued(limiter), LoaderScope():
+        users_loader = DataLoader(in_thread(users, limiter=limiter))
+        with pytest.raises(LoadDeadlockError):
+            await DataLoader(posts, limiter=limiter).load(1)
