@@ -278,18 +278,31 @@ def wake_all(backend: Backend, waiters: Waiters) -> None:
 _FRAMES = 24
 
 
-def prove_stack_room(frames: int = _FRAMES) -> None:
+def prove_stack_room() -> None:
     """
     Go so far down the stack as waking a task will; to be called before anything changes.
 
     :raises RecursionError: if the stack ends before
     """
+    try:
+        # Nearly always this is the end of it. C code takes its share of the limit, too, and has no
+        # frames here: hence a quarter of it.
+        sys._getframe(sys.getrecursionlimit() // 4)
+    except ValueError:
+        return
+    _descend(_FRAMES)
+
+
+def _descend(frames: int) -> None:
     if frames:
-        prove_stack_room(frames - 1)
+        _descend(frames - 1)
 
 
 def _in_trio_task() -> bool:
-    in_trio_task = getattr(sys.modules.get("trio.lowlevel"), "in_trio_task", None)
+    lowlevel = sys.modules.get("trio.lowlevel")
+    if lowlevel is None:
+        return False
+    in_trio_task = getattr(lowlevel, "in_trio_task", None)
     return in_trio_task is not None and in_trio_task()
 
 

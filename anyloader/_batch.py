@@ -631,6 +631,7 @@ class Batch:
     state: str = OPEN
     live = 0
     awaiting = 0
+    was_cancelled = False
     #: Whether a task of its own, or that of its scope's rounds, will see to it.
     has_task = False
     #: What to cancel to make the schedule, or the function, let go. Set by the workers.
@@ -740,7 +741,10 @@ class Batch:
 
         :param waiters: ``None`` if the entry is a load, ``NOBODY`` if a load_many brings it
         """
-        entry = new_handle(key, self, waiters)
+        entry: LoadHandle[Any] = _bare_handle()
+        entry._key = key
+        entry._batch = self
+        entry._waiters = waiters
         # In an order in which no interruption makes a batch that hangs: one load too many is counted
         # at worst.
         if waiters is None:
@@ -1065,7 +1069,9 @@ class Batch:
         loader = self.loader
         for entry in settled:
             value: Any = entry._value
-            if loader.forgets or (type(value) is Failure and not loader.keeps_error(value.exception)):
+            if loader.forgets or (
+                type(value) is Failure and not loader.keeps_error(value.exception)
+            ):
                 # Among the followers may be an entry of its own: cleared and loaded while queued.
                 key = next(self._cached((entry,)))[0]
                 loader.evict((key, load) for load in self.loads_of(entry))
@@ -1084,6 +1090,7 @@ class Batch:
         error = LoadCancelledError(f"a batch of {self.name} was cancelled: {why}")
         error.__cause__ = cause
         self._end(_CANCEL, Failure(error))
+        self.was_cancelled = True
         for scope in (self.schedule_scope, self.worker_scope):
             if scope is not None:
                 scope.cancel()
@@ -1111,14 +1118,15 @@ class Batch:
             self.loader.counts.running -= 1
         if self.deferred is not None:
             self.settle_deferred()
-        for many in self.manys:
-            many._batches.pop(self, None)
-            many._progress(self.backend)
+        if self.manys:
+            for many in self.manys:
+                many._batches.pop(self, None)
+                many._progress(self.backend)
+            self.manys, self.watchers, self._left = {}, {}, {}
         self.scope.batch_done(self)
         # A load_many, and the traceback of an error, may refer to its batch for long.
-        self.entries, self.manys, self.watchers = [], {}, {}
+        self.entries = []
         self.followers = self.index = self.cache_keys = self._owners = None
-        self._left = {}
         if was is not RUNNING:
             self.release()
 

@@ -68,7 +68,9 @@ class _Signature:
             return inspect.Signature()
         defaults = {name: getattr(owner, name) for name in RULES}
         options = {"task_group": None, **defaults, "cache_map": None, "name": None}
-        first = inspect.Parameter("batch_load_fn", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None)
+        first = inspect.Parameter(
+            "batch_load_fn", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None
+        )
         others = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
             for name, default in options.items()

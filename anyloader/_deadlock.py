@@ -70,9 +70,7 @@ def _needs(batch: Batch, waiter: Batch) -> list[Iterable[Batch]]:
     blockers = [needed for gate in batch.gates if (needed := gate.blockers(batch)) is not None]
     # One that awaits nothing ends by itself.
     return [
-        some
-        for some in blockers
-        if all(b is waiter or b.waits or not b.is_at_work for b in some)
+        some for some in blockers if all(b is waiter or b.waits or not b.is_at_work for b in some)
     ]
 
 

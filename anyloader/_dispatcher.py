@@ -283,16 +283,19 @@ class Dispatcher(Workers):
     def batch_done(self, batch: Batch) -> None:
         """All loads of a batch are settled: its function's loads are wanted for its sake no more."""
         self._outstanding.pop(batch, None)
-        loaded_from, batch.loaded_from = batch.loaded_from or (), None
-        for other in loaded_from:
-            if other.origins is not None and batch in other.origins:
-                del other.origins[batch]
-                other.scope.reconsider(other)
-        for origin in batch.origins or ():
-            if origin.loaded_from is not None:
-                origin.loaded_from.pop(batch, None)
-        batch.origins = None
-        self.changed()
+        if batch.loaded_from is not None:
+            loaded_from, batch.loaded_from = batch.loaded_from, None
+            for other in loaded_from:
+                if other.origins is not None and batch in other.origins:
+                    del other.origins[batch]
+                    other.scope.reconsider(other)
+        if batch.origins is not None:
+            for origin in batch.origins:
+                if origin.loaded_from is not None:
+                    origin.loaded_from.pop(batch, None)
+            batch.origins = None
+        if self._changed:
+            self.changed()
 
     def reconsider(self, batch: Batch) -> None:
         """While the scope is left: cancel a batch if nobody is left who wants it."""

@@ -118,6 +118,8 @@ class Loader:
         "_found_scope",
         "_function",
         "_gates",
+        "_is_bounded",
+        "_is_indexed",
         "_keeps_map",
         "_limiters",
         "_most",
@@ -174,8 +176,13 @@ class Loader:
         #: Whether the open batch is asked for a key that the cache does not have.
         self._deduplicates = options.deduplicate or (self.cache is None and self.streams)
         #: Makes the key under which a load is looked for, if that is not the load's own.
-        self.key_of = options.get_cache_key if self.cache is not None or self._deduplicates else None
+        self.key_of = (
+            options.get_cache_key if self.cache is not None or self._deduplicates else None
+        )
         self._defers = options.defer_hits
+        #: Whether something has to be looked at before a key comes in, or noted with it.
+        self._is_bounded = self._most is not None or bool(options.weigh or options.max_queue_size)
+        self._is_indexed = self.key_of is not None or self._deduplicates
         self.counts = Counts()
         self.hooks: Hooks | None = Hooks(tuple(options.hooks)) if options.hooks else None
         #: Limiters in the event loop of the loader; found when the first batch needs them.
@@ -293,7 +300,14 @@ class Loader:
                 "a constant, such as () or 'all'"
             )
         cache_key = key if self.key_of is None else self.key_of(key)
-        entry = self._look_up(key, cache_key)
+        cache = self.cache
+        try:
+            entry = None if cache is None else cache.get(cache_key)
+        except TypeError:
+            check_hashable(self.name, key, cache_key)
+            raise
+        if entry is None and self._deduplicates:
+            entry = self._find_queued(key, cache_key)
         if entry is None:
             return self._enqueue(key, cache_key, claim)
         return self._reuse(key, entry, claim)
@@ -303,22 +317,14 @@ class Loader:
             self._required = required_maker(self.name)
         return self.load(key, _Required(key, self._required))
 
-    def _look_up(self, key: Any, cache_key: Any) -> LoadHandle[Any] | None:
-        """Return the entry that a load of this key shares."""
-        cache = self.cache
-        entry = None
-        if cache is not None:
-            try:
-                entry = cache.get(cache_key)
-            except TypeError:
-                check_hashable(self.name, key, cache_key)
-                raise
-        if entry is None and self._deduplicates:
-            check_hashable(self.name, key, cache_key)
-            if self.open is not None and self.open.index is not None:
-                entry = self.open.index.get(cache_key)
-                if entry is not None and cache is not None:
-                    cache[cache_key] = entry  # cleared since, but not sent yet
+    def _find_queued(self, key: Any, cache_key: Any) -> LoadHandle[Any] | None:
+        """Return the entry of an equal key in the open batch, where these are sent once."""
+        check_hashable(self.name, key, cache_key)
+        if self.open is None or self.open.index is None:
+            return None
+        entry = self.open.index.get(cache_key)
+        if entry is not None and self.cache is not None:
+            self.cache[cache_key] = entry  # cleared since, but not sent yet
         return entry
 
     def _reuse(self, key: Any, entry: LoadHandle[Any], claim: Claim | None) -> LoadHandle[Any]:
@@ -344,7 +350,9 @@ class Loader:
 
     def _defer(self, key: Any, hit: LoadHandle[Any], claim: Claim | None) -> LoadHandle[Any]:
         batch = self.open
-        if batch is None or batch.pulse is not batch.scope:  # it waits for a token, which no hit does
+        if (
+            batch is None or batch.pulse is not batch.scope
+        ):  # it waits for a token, which no hit does
             batch = self._open_for_hits or self.open_batch()
         self.counts.hits += 1
         handle, many = (
@@ -355,27 +363,12 @@ class Loader:
 
     def _enqueue(self, key: Any, cache_key: Any, claim: Claim | None) -> LoadHandle[Any]:
         """The one way in for a key."""
-        options = self.options
-        if options.max_queue_size is not None:
-            self._check_queue(1)
-        if options.weigh is None:
-            batch = self.open or self.open_batch()
-        else:
-            batch = make_room(self, weight_of(self, key))
-        most = self._most
-        if most is not None and batch.size + 1 >= most:
-            prove_stack_room()  # it will have to be sent
+        batch = (self._make_room(key) if self._is_bounded else self.open) or self.open_batch()
         entry = handle = batch.add(key, None if claim is None else NOBODY)
-        if self.key_of is not None:
-            if batch.cache_keys is None:
-                batch.cache_keys = {}
-            batch.cache_keys[entry] = cache_key
+        if self._is_indexed:
+            self._index(batch, cache_key, entry)
         if claim is not None:
             handle = claim(batch, entry)
-        if self._deduplicates:
-            if batch.index is None:
-                batch.index = {}
-            batch.index[cache_key] = entry
         if self.cache is not None:
             try:
                 self.cache[cache_key] = entry
@@ -384,8 +377,40 @@ class Loader:
                 raise
         if running_batch.get() is not None:
             batch.note_origin()
-        full = (most is not None and batch.size >= most) or (
-            options.weigh is not None and batch.weight >= (options.max_batch_weight or 0)
+        if self._is_bounded or self.hooks is not None:
+            self._key_added(key, batch)
+        return handle
+
+    def _make_room(self, key: Any) -> Batch | None:
+        """
+        Let a batch leave that could not take the key as well; return the open one, if there is one.
+
+        :raises LoaderBusyError: if too many keys wait to be sent
+        """
+        options = self.options
+        if options.max_queue_size is not None:
+            self._check_queue(1)
+        if options.weigh is not None:
+            make_room(self, weight_of(self, key))
+        if self.open is not None:
+            prove_stack_room()  # it may have to be sent
+        return self.open
+
+    def _index(self, batch: Batch, cache_key: Any, entry: LoadHandle[Any]) -> None:
+        if self.key_of is not None:
+            if batch.cache_keys is None:
+                batch.cache_keys = {}
+            batch.cache_keys[entry] = cache_key
+        if self._deduplicates:
+            if batch.index is None:
+                batch.index = {}
+            batch.index[cache_key] = entry
+
+    def _key_added(self, key: Any, batch: Batch) -> None:
+        """Tell of a new key, and send the batch if it is full."""
+        options = self.options
+        full = (self._most is not None and batch.size >= self._most) or (
+            options.max_batch_weight is not None and batch.weight >= options.max_batch_weight
         )
         if self.hooks is not None:
             if full:
@@ -393,7 +418,6 @@ class Loader:
             self._tell_load(key, batch, shared=False)
         if full:
             self.seal(batch, "full")
-        return handle
 
     def _check_queue(self, more: int) -> None:
         """:raises LoaderBusyError: if so many more keys would be too many"""
@@ -504,7 +528,9 @@ class Loader:
         new: list[LoadHandle[Any]] = []
         try:
             for key, cache_key in zip(keys, cache_keys):
-                entry = self._look_up(key, cache_key)
+                entry = None if self.cache is None else self.cache.get(cache_key)
+                if entry is None and self._deduplicates:
+                    entry = self._find_queued(key, cache_key)
                 if entry is None:
                     new.append(entry := self._enqueue(key, cache_key, claim))
                 else:

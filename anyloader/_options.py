@@ -193,7 +193,9 @@ class Options:
     def _check_pairs(self) -> None:
         if (self.weigh is None) != (self.max_batch_weight is None):
             missing = "weigh" if self.weigh is None else "max_batch_weight"
-            raise TypeError(f"{self.name} needs {missing} too: weigh and max_batch_weight go together")
+            raise TypeError(
+                f"{self.name} needs {missing} too: weigh and max_batch_weight go together"
+            )
         if self.index_by is not None and self.group_by is not None:
             raise TypeError(
                 f"{self.name} takes index_by (one row for each key) or group_by (a list of rows for "

@@ -185,7 +185,9 @@ def _from_rows(rules: ResultRules, keys: Sequence[Any], result: object) -> Seque
     for row in given:
         key = index_by(row)
         if key in rows:
-            problem = "returned two rows with the same key; with index_by= give one, or use group_by="
+            problem = (
+                "returned two rows with the same key; with index_by= give one, or use group_by="
+            )
             raise wrong_result(rules, keys, problem, (rows[key], row))
         rows[key] = row
     return _from_mapping(rules, keys, rows)

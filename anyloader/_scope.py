@@ -312,7 +312,9 @@ class BatchLoader(Generic[K, V]):
         family: object = None,
     ) -> None:
         if not callable(function):
-            raise TypeError(f"the batch function of @batch_loader must be callable, not {function!r}")
+            raise TypeError(
+                f"the batch function of @batch_loader must be callable, not {function!r}"
+            )
         self._function = function
         self._options = options
         self._arguments = arguments or {}
@@ -516,7 +518,9 @@ def batch_loader(function: Any = None, /, **options: Any) -> Any:
     named = {name: value for name, value in options.items() if name != "shared"}
     if named.keys() - RULES.keys():
         raise unknown_options("@batch_loader", named.keys() - RULES.keys())
-    Options(DataLoader, {"name": "@batch_loader", **named})  # refuses wrong options where they stand
+    Options(
+        DataLoader, {"name": "@batch_loader", **named}
+    )  # refuses wrong options where they stand
     if not isinstance(shared, bool):
         raise TypeError(f"shared of @batch_loader must be True or False, not {shared!r}")
     if shared and options.get("cache", True) is True:

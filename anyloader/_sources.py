@@ -29,7 +29,9 @@ def source_key(source: Any, arguments: Mapping[str, Any]) -> Any:
         hash(source)
     except TypeError:
         raise TypeError(f"scope.get() takes {SOURCES}, not {article(source)}") from None
-    _check_hashable(source, {**{f"argument {i}": value for i, value in enumerate(given)}, **arguments})
+    _check_hashable(
+        source, {**{f"argument {i}": value for i, value in enumerate(given)}, **arguments}
+    )
     return (source, given, frozenset(arguments.items())) if given or arguments else source
 
 

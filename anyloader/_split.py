@@ -38,7 +38,9 @@ def split_on_error(
         raise TypeError(f"split_on_error() takes a batch function, not {fn!r}")
     kinds = on if isinstance(on, tuple) else (on,)
     if not kinds or not all(isinstance(k, type) and issubclass(k, Exception) for k in kinds):
-        raise TypeError(f"on of split_on_error() must be a class of exceptions, or some, not {on!r}")
+        raise TypeError(
+            f"on of split_on_error() must be a class of exceptions, or some, not {on!r}"
+        )
     if max_calls is not None and (isinstance(max_calls, bool) or not isinstance(max_calls, int)):
         raise TypeError(f"max_calls must be an int >= 1 or None, not {max_calls!r}")
     if max_calls is not None and max_calls < 1:
@@ -78,7 +80,9 @@ def _joined(parts: list[tuple[list[Any], Any]]) -> Any:
     if any(isinstance(result, Mapping) for _, result in parts):
         found: dict[Any, Any] = {}
         for keys, result in parts:
-            found.update(result if isinstance(result, Mapping) else zip(keys, _values(keys, result)))
+            found.update(
+                result if isinstance(result, Mapping) else zip(keys, _values(keys, result))
+            )
         return found
     return [value for keys, result in parts for value in _values(keys, result)]
 
@@ -86,7 +90,11 @@ def _joined(parts: list[tuple[list[Any], Any]]) -> Any:
 def _values(keys: list[Any], result: Any) -> list[Any]:
     if isinstance(result, Exception):
         return [result] * len(keys)
-    if isinstance(result, (str, bytes)) or not isinstance(result, Sized) or len(result) != len(keys):
+    if (
+        isinstance(result, (str, bytes))
+        or not isinstance(result, Sized)
+        or len(result) != len(keys)
+    ):
         size = f", of {len(result)}" if isinstance(result, Sized) else ""
         raise BatchResultError(
             f"a batch function under split_on_error() gave {article(result)}{size} for "

@@ -44,7 +44,9 @@ def _settle_pair(batch: Batch, pair: object) -> None:
     """
     index = batch.index or {}
     if not isinstance(pair, tuple) or len(pair) != 2:
-        raise _wrong_pair(batch, f"yielded {article(pair)}, which is no pair: yield (key, value)", pair)
+        raise _wrong_pair(
+            batch, f"yielded {article(pair)}, which is no pair: yield (key, value)", pair
+        )
     key, value = pair
     entry = None
     for cache_key in _as_cache_keys(batch, key):

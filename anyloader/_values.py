@@ -260,8 +260,7 @@ class SecondLevel:
 
     def _is_being_stored(self, key: Any, before: int) -> bool:
         return any(
-            key in items and self._at_work[batch] < before
-            for batch, items in self._storing.items()
+            key in items and self._at_work[batch] < before for batch, items in self._storing.items()
         )
 
     async def _try(
@@ -281,4 +280,3 @@ class SecondLevel:
             return _FAILED
         self._use.failing = False
         return result
-

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from ._results import article
 
 if TYPE_CHECKING:
-    from ._batch import Batch
     from ._loader import Loader
 
 __all__ = ("make_room", "weight_of")
@@ -30,12 +29,11 @@ def weight_of(loader: Loader, key: Any) -> float:
     return weight
 
 
-def make_room(loader: Loader, weight: float) -> Batch:
-    """Return an open batch that can take so much; what is heavier than all goes alone."""
+def make_room(loader: Loader, weight: float) -> None:
+    """See to it that the open batch can take so much; what is heavier than all goes alone."""
     batch = loader.open or loader.open_batch()
     most: Any = loader.options.max_batch_weight
     if batch.added and batch.weight + weight > most:
         loader.seal(batch, "full")
         batch = loader.open or loader.open_batch()
     batch.weight += weight
-    return batch

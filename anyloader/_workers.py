@@ -76,7 +76,10 @@ class Workers:
     def __init__(self) -> None:
         #: How many keys and batches have come. By this the leader knows a quiet round.
         self.news = 0
-        self._round = 0
+        #: Counted while there is a leader: all rounds, how many of the last were quiet, and the news by
+        #: which that is known.
+        self._round = self._quiet = 0
+        self._seen = -1
         #: Open batches whose rounds are counted, and whether somebody counts them.
         self._counted: list[Batch] = []
         self._leading = False
@@ -110,6 +113,7 @@ class Workers:
         prove_stack_room()
         if isinstance(batch.schedule, Polling):
             if not self._leading:
+                self._seen = -1
                 self._give(_LEAD, batch.name)
                 self._leading = True
             self._counted.append(batch)
@@ -178,7 +182,22 @@ class Workers:
                 # batch would leave earlier than on a lazy one, with rounds(0) before its key is in.
                 await self.backend.checkpoint()
             with worker.scope:
-                while await self._do(worker):
+                while True:
+                    if worker.job is _LEAD:
+                        worker.job = self._pass_round()
+                        while worker.job is _LEAD:
+                            await self.backend.checkpoint()
+                            self._round += 1
+                            worker.job = self._pass_round()
+                    batch = worker.job
+                    if batch is not None:
+                        batch.worker_scope = worker.scope
+                        fit = await self._run(batch)
+                        worker.job = None
+                        if not fit:
+                            break
+                    if self._idle or not self._owns_group or not self._is_open:
+                        break
                     worker.waiter = self.backend.new_waiter()
                     self._idle.append(worker)
                     await worker.waiter
@@ -195,20 +214,6 @@ class Workers:
                 self._pass_on(job)
         finally:
             self._ended(worker)
-
-    async def _do(self, worker: _Worker) -> bool:
-        """Do the job; return whether to wait for another one."""
-        if worker.job is _LEAD:
-            worker.job = batch = await self._lead()
-        else:
-            batch = worker.job
-        if batch is not None:
-            self._mark(worker)
-            fit = await self._run(batch)
-            worker.job = None
-            if not fit or worker.scope.cancel_called:
-                return False
-        return self._owns_group and self._is_open and not self._idle
 
     def _pass_on(self, job: Any) -> None:
         if job is _LEAD:
@@ -254,27 +259,23 @@ class Workers:
 
     # Rounds
 
-    async def _lead(self) -> Batch | None:
-        """Pass checkpoints until no batch waits for any more; return one to be run here."""
-        backend = self.backend
-        seen = -1
-        quiet = 0
-        while True:
+    def _pass_round(self) -> Any:
+        """Return what the leader does now: a batch to run, nothing, or going on after a checkpoint."""
+        self._quiet = self._quiet + 1 if self.news == self._seen else 0
+        self._seen = self.news
+        while not self._holding:
             self._counted = [batch for batch in self._counted if batch.state is _batch.OPEN]
             if not self._counted:
                 self._leading = False
                 return None
-            quiet = quiet + 1 if self.news == seen else 0
-            seen = self.news
-            if not self._holding:
-                leaving = self._who_leaves(quiet >= backend.quiet or not backend.ready)
-                if leaving:
-                    mine = self._let_go(leaving)
-                    if mine is not None:
-                        return mine
-                    continue
-            await backend.checkpoint()
-            self._round += 1
+            backend = self.backend
+            leaving = self._who_leaves(self._quiet >= backend.quiet or not backend.ready)
+            if not leaving:
+                break
+            mine = self._let_go(leaving)
+            if mine is not None:
+                return mine
+        return _LEAD
 
     def _who_leaves(self, is_quiet: bool) -> list[Batch]:
         leaving = []
@@ -341,16 +342,17 @@ class Workers:
     async def _run(self, batch: Batch) -> bool:
         """See a batch through; return whether the task is fit for another one."""
         try:
-            if batch.state is _batch.OPEN and batch.pulse is self:
-                await self._await_schedule(batch)
-            if batch.gates and not batch.is_done and not self._has_tokens(batch):
-                for gate in batch.gates:
-                    if batch not in gate.holders:
-                        await gate.acquire(batch)
-            if batch.state is _batch.OPEN:
-                batch.seal("schedule")
+            if batch.state is _batch.OPEN or batch.gates:
+                await self._get_ready(batch)
             if batch.state is _batch.SEALED and batch.start():
-                await _in_context(self.context.copy(), self._call(batch))
+                context = self.context.copy()
+                steps = self._call(batch)
+                try:
+                    yielded = context.run(steps.send, None)
+                except StopIteration:
+                    pass  # most functions of a test, and none of a service, end with their first step
+                else:
+                    await _in_context(context, steps, yielded)
         except Exception as exc:
             rebased(exc, without_our_frames(exc))
             if not batch.is_done:
@@ -366,7 +368,18 @@ class Workers:
             if batch.gates:
                 self._release_tokens((batch,))
             batch.release()
-        return True
+        return not batch.was_cancelled
+
+    async def _get_ready(self, batch: Batch) -> None:
+        """Wait for the schedule and for the tokens of a batch, and seal it."""
+        if batch.state is _batch.OPEN and batch.pulse is self:
+            await self._await_schedule(batch)
+        if not batch.is_done and not self._has_tokens(batch):
+            for gate in batch.gates:
+                if batch not in gate.holders:
+                    await gate.acquire(batch)
+        if batch.state is _batch.OPEN:
+            batch.seal("schedule")
 
     async def _call(self, batch: Batch) -> None:
         """Get the values of a batch, in the context of its function."""
@@ -432,15 +445,18 @@ def _is_stray(exc: BaseException) -> bool:
 
 
 @coroutine
-def _in_context(context: Context, steps: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
+def _in_context(
+    context: Context, steps: Coroutine[Any, Any, None], yielded: Any
+) -> Generator[Any, Any, None]:
     """
-    Run a coroutine in a context of its own, in the task that awaits this.
+    Go on with a coroutine that has begun in a context of its own, in the task that awaits this.
 
     A task has one context for good, and a worker runs many batches.
+
+    :param yielded: what its first step gave
     """
     run = context.run
     try:
-        yielded = run(steps.send, None)
         while True:
             try:
                 sent = [(yield yielded)]

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 from anyloader._backend import _next_round as next_round
-from anyloader._dispatcher import _in_context as in_context
+from anyloader._workers import _in_context as in_context
 
 from . import _rows
 from ._contenders import BatchFunction, Open, peers

@@ -136,9 +136,7 @@ async def test_with_the_cache_off_a_key_that_can_be_no_cache_key_fails_alone(man
             second = loads[1].exception
     assert first == "1"
     assert isinstance(second, TypeError)
-    assert "value cache for the key [2]: unhashable type: 'list'; give get_cache_key" in str(
-        second
-    )
+    assert "value cache for the key [2]: unhashable type: 'list'; give get_cache_key" in str(second)
     assert fetch.calls == [[1]]
     assert store.values == {1: "1"}
 
