@@ -502,7 +502,10 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
         """Hear of the handle that is next, which its batch may settle before all others."""
         handle = self._handles[self._next]
         if handle._batch is not None:
-            watchers = handle._batch.watchers.setdefault(handle, {})
+            batch = handle._batch
+            if not batch.watchers:
+                batch.watchers = {}
+            watchers = batch.watchers.setdefault(handle, {})
             watchers[self] = None
             if not watch:
                 del watchers[self]
@@ -639,6 +642,10 @@ class Batch:
     worker_scope: CancelScope | None = None
     #: After so many rounds it leaves; set by the rounds, when they first see it.
     due: int | None = None
+    #: The load_manys that are loads of this batch, with their entries in it.
+    manys: dict[LoadManyHandle[Any], list[LoadHandle[Any]]] = {}  # noqa: RUF012 - replaced, not changed
+    #: Handle -> the load_manys that wait for it to settle before others.
+    watchers: dict[LoadHandle[Any], dict[LoadManyHandle[Any], None]] = {}  # noqa: RUF012 - the same
     #: Entry -> cache key, where that is not the key itself.
     cache_keys: dict[LoadHandle[Any], Any] | None = None
     #: Entry -> other loads of it.
@@ -690,10 +697,6 @@ class Batch:
         self.pulse: Any = scope
         #: Appended to by the loader while OPEN, in one step for each; filtered by ``_sift`` only.
         self.entries: list[LoadHandle[Any]] = []
-        #: The load_manys that are loads of this batch, with their entries in it.
-        self.manys: dict[LoadManyHandle[Any], list[LoadHandle[Any]]] = {}
-        #: Handle -> the load_manys that wait for it to settle before others.
-        self.watchers: dict[LoadHandle[Any], dict[LoadManyHandle[Any], None]] = {}
 
     @property
     def number(self) -> int:
@@ -785,6 +788,8 @@ class Batch:
         """Count ``many`` as one load of this batch, and these entries as wanted by it."""
         known = self.manys.get(many)
         if known is None:
+            if not self.manys:
+                self.manys = {}
             self.manys[many] = entries
             many._batches[self] = None
             self.live += 1
@@ -1056,11 +1061,14 @@ class Batch:
     def _finish(self, settled: list[LoadHandle[Any]], failed: list[LoadHandle[Any]]) -> None:
         """The function has given its result: see which of ``settled`` may be cached, and end."""
         loader = self.loader
-        loader.counts.errors += len(failed)
-        try:
-            self.forget(settled)
-        finally:  # a predicate may raise a KeyboardInterrupt, or the like
-            self._after(RUNNING)
+        if settled or failed:
+            loader.counts.errors += len(failed)
+            try:
+                self.forget(settled)
+            except BaseException:  # a predicate may raise a KeyboardInterrupt, or the like
+                self._after(RUNNING)
+                raise
+        self._after(RUNNING)
         if loader.hooks is not None:
             loader.hooks(BatchFinished(self.name, self.number, len(failed)))
 
@@ -1126,7 +1134,9 @@ class Batch:
         self.scope.batch_done(self)
         # A load_many, and the traceback of an error, may refer to its batch for long.
         self.entries = []
-        self.followers = self.index = self.cache_keys = self._owners = None
+        if self.followers is not None or self.index is not None or self.cache_keys is not None:
+            self.followers = self.index = self.cache_keys = None
+        self._owners = None
         if was is not RUNNING:
             self.release()
 

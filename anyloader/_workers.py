@@ -264,28 +264,30 @@ class Workers:
         self._quiet = self._quiet + 1 if self.news == self._seen else 0
         self._seen = self.news
         while not self._holding:
-            self._counted = [batch for batch in self._counted if batch.state is _batch.OPEN]
+            backend = self.backend
+            is_quiet = self._quiet >= backend.quiet or not backend.ready
+            leaving, staying = [], []
+            for batch in self._counted:
+                if batch.state is _batch.OPEN:
+                    (leaving if self._may_leave(batch, is_quiet) else staying).append(batch)
+            self._counted = staying
+            if leaving:
+                mine = self._let_go(leaving)
+                if mine is not None:
+                    return mine
+            elif staying:
+                break
             if not self._counted:
                 self._leading = False
                 return None
-            backend = self.backend
-            leaving = self._who_leaves(self._quiet >= backend.quiet or not backend.ready)
-            if not leaving:
-                break
-            mine = self._let_go(leaving)
-            if mine is not None:
-                return mine
         return _LEAD
 
-    def _who_leaves(self, is_quiet: bool) -> list[Batch]:
-        leaving = []
-        for batch in self._counted:
-            schedule = batch.schedule
-            if batch.due is None:
-                batch.due = self._round + schedule.rounds
-            if self._round >= batch.due or (is_quiet and schedule.ends_when_quiet):
-                leaving.append(batch)
-        return leaving
+    def _may_leave(self, batch: Batch, is_quiet: bool) -> bool:
+        if is_quiet and batch.schedule.ends_when_quiet:
+            return True
+        if batch.due is None:
+            batch.due = self._round + batch.schedule.rounds
+        return self._round >= batch.due
 
     def _let_go(self, leaving: list[Batch]) -> Batch | None:
         """
@@ -293,10 +295,10 @@ class Workers:
 
         Those with no token yet go on taking keys, and are sealed when they get it.
         """
-        self._counted = [batch for batch in self._counted if batch not in leaving]
         try:
             for batch in leaving:
-                self._has_tokens(batch)
+                if batch.gates:
+                    self._has_tokens(batch)
             for batch in leaving:
                 if batch.state is _batch.OPEN and batch.pulse is self:
                     batch.seal("schedule")
@@ -306,8 +308,12 @@ class Workers:
                 if not batch.is_done:
                     batch.cancel("its task ended before the batch was sent", None)
             raise
-        to_run = [batch for batch in leaving if not batch.is_done]
-        self._release_tokens(batch for batch in leaving if batch.is_done)
+        to_run = []
+        for batch in leaving:
+            if batch.state is not _batch.DONE:
+                to_run.append(batch)
+            elif batch.gates:
+                self._release_tokens((batch,))
         mine = None
         if to_run and not self._counted:
             mine = to_run.pop(0)
@@ -346,7 +352,9 @@ class Workers:
                 await self._get_ready(batch)
             if batch.state is _batch.SEALED and batch.start():
                 context = self.context.copy()
-                steps = self._call(batch)
+                context.run(_begin, batch)
+                beyond = batch.loader.second_level is not None
+                steps = self._ask_and_fetch(batch) if beyond else self._fetch(batch)
                 try:
                     yielded = context.run(steps.send, None)
                 except StopIteration:
@@ -381,21 +389,13 @@ class Workers:
         if batch.state is _batch.OPEN:
             batch.seal("schedule")
 
-    async def _call(self, batch: Batch) -> None:
-        """Get the values of a batch, in the context of its function."""
-        running_batch.set(batch)
-        loader = batch.loader
-        if loader.hooks is not None:
-            watches.set(loader.hooks.watches)
-            loader.hooks(BatchStarted(batch.name, batch.number, batch.keys))
-        if loader.second_level is None:
-            await self._fetch(batch)
-            return
+    async def _ask_and_fetch(self, batch: Batch) -> None:
+        """Get the values of a batch from the second level, and the rest from its function."""
         # Nobody waits for what it does afterwards but the way out, so that the last values are
         # stored too.
         self.storing += 1
         try:
-            await loader.second_level.fetch(batch, self._fetch)
+            await batch.loader.second_level.fetch(batch, self._fetch)
         finally:
             self.storing -= 1
             self.changed()
@@ -406,9 +406,10 @@ class Workers:
             return
         keys = batch.keys_to_send(distinct=batch.loader.streams)
         result = batch.function(keys)
-        if type(result) is not CoroutineType and isinstance(result, AsyncIterator):
+        is_coroutine = type(result) is CoroutineType  # as nearly always, and no look at its class
+        if not is_coroutine and isinstance(result, AsyncIterator):
             await run_stream(batch, keys, result)
-        elif type(result) is CoroutineType or isinstance(result, Awaitable):
+        elif is_coroutine or isinstance(result, Awaitable):
             result = await result
             if batch.state is _batch.RUNNING:
                 batch.settle(result)
@@ -425,6 +426,15 @@ class Workers:
             await batch.schedule(batch)
         batch.schedule_scope = None
         batch.pulse = _UNHEARD
+
+
+def _begin(batch: Batch) -> None:
+    """In the context of the function: it begins."""
+    running_batch.set(batch)
+    hooks = batch.loader.hooks
+    if hooks is not None:
+        watches.set(hooks.watches)
+        hooks(BatchStarted(batch.name, batch.number, batch.keys))
 
 
 def _given(steps: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
