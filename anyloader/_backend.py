@@ -333,14 +333,14 @@ def has_ended(group: Any) -> bool:
     must not have. Where an attribute is missing the answer is no, and starting the task will tell.
     """
     scope = getattr(group, "cancel_scope", None)
-    tasks = getattr(group, "_tasks", True)
     return bool(
         getattr(group, "_closed", False)  # trio.Nursery
         or not getattr(group, "_active", True)  # anyio's on trio
         or getattr(getattr(group, "_nursery", None), "_closed", False)  # the same
         or not getattr(scope, "_active", True)  # anyio's on asyncio
-        or (getattr(group, "_exiting", False) and not tasks)
-        # anyio's on asyncio, cancelled with nothing left: it will never cancel a task started now
-        or (getattr(scope, "cancel_called", False) and not tasks)
+        or (getattr(group, "_exiting", False) and not getattr(group, "_tasks", True))
+        # A task that is started now would be cancelled. On asyncio it may not even be that: anyio
+        # cancels no more once the tasks have ended that were there.
+        or getattr(scope, "cancel_called", False)
         or getattr(group, "_aborting", False)  # both asyncio.TaskGroup
     )

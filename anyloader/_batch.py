@@ -853,9 +853,10 @@ class Batch:
 
         :param reason: "schedule", "full", "dispatch" or "close"
         """
-        self.state = _SEAL[self.state]
+        end = _SEAL[self.state]
         loader = self.loader
-        loader.batch_left(self)
+        loader.batch_left(self)  # first: interrupted here, it is still open, and leaves later
+        self.state = end
         if self._sift_needed:
             self._sift()
         loader.counts.sealed += self.size

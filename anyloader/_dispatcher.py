@@ -119,7 +119,7 @@ class Dispatcher(Workers):
         #: While CLOSING: whether it is known who is still wanted; and those that nobody awaits at the
         #: moment, as some of their loads have just settled.
         self._decided = False
-        self._doubtful: dict[Batch, None] = {}
+        self._doubtful: dict[Batch, int] = {}
         #: Second levels with something to delete there.
         self.to_delete: dict[Any, None] = {}
         backend = running_backend()
@@ -305,7 +305,7 @@ class Dispatcher(Workers):
     def doubt(self, batch: Batch) -> None:
         """While the scope is left: some of a batch has settled, and maybe the rest is not wanted."""
         if self._decided and not batch.awaiting:
-            self._doubtful[batch] = None
+            self._doubtful[batch] = self._doubtful.get(batch, 0) + 1
             self.changed()
 
     # The way in and out
@@ -401,11 +401,13 @@ class Dispatcher(Workers):
         self._decide()
         while self._outstanding or self.storing:
             await delegate(park(self.backend, self._changed))
-            if self._doubtful:
+            while self._doubtful:
+                doubts = dict(self._doubtful)
                 await self._pass_two_rounds()
-                doubtful, self._doubtful = self._doubtful, {}
-                for batch in doubtful:
-                    self.reconsider(batch)
+                for batch, when in doubts.items():
+                    if self._doubtful[batch] == when:  # nothing of it has settled since
+                        del self._doubtful[batch]
+                        self.reconsider(batch)
 
     async def _pass_two_rounds(self) -> None:
         """After two checkpoints every task that could run has had its step, and awaits what it wants."""

@@ -279,9 +279,9 @@ class Loader:
 
     def check_place(self) -> None:
         """Refuse calls that touch the cache from where no load would be let in."""
-        if self.running() is self.token or self.scope is None:
+        if self.scope is None:
             return
-        if self._found_scope:
+        if self._found_scope and self.running() is not self.token:
             self.admit()
         elif self.scope.state != "closed":
             self.scope.check_thread()

@@ -180,7 +180,14 @@ def _from_rows(rules: ResultRules, keys: Sequence[Any], result: object) -> Seque
     if rules.group_by is not None:
         for row in given:
             rows.setdefault(rules.group_by(row), []).append(row)
-        return _look_up(rules, keys, rows, lambda key, _: [])
+        groups = {}
+        for key in keys:  # which are the keys of rows as they were given, or as they are cached
+            cached = rules.cache_key(key)
+            group = rows.get(cached, [])
+            groups[cached] = group if cached is key or cached == key else group + rows.get(key, [])
+        if rows and not any(groups.values()):
+            _check_types(rules, keys, rows)
+        return [groups[rules.cache_key(key)] for key in keys]
     index_by: Any = rules.index_by
     for row in given:
         key = index_by(row)

@@ -16,6 +16,7 @@ from ._dispatcher import Dispatcher, ambient
 from ._errors import LoaderNotOpenError
 from ._limits import is_limiter
 from ._options import RULES, IterableFn, MappingFn, Options, StreamFn, unknown_options
+from ._results import article
 from ._sources import check_arguments, make_loader, source_key
 from ._statistics import LoaderStatistics
 from .hooks import Hook
@@ -159,6 +160,8 @@ class LoaderScope:
         if isinstance(source, BatchLoader):
             if arguments:
                 source = source.bind(**arguments)
+            if source._is_shared and not dispatcher.is_shared:
+                return source._scope().get(source)
             loaders = self._families.setdefault(source._family, {})
             key: Any = frozenset(source._arguments.items())
         else:
@@ -218,6 +221,8 @@ class LoaderScope:
         :raises LoaderClosedError: if the scope has ended
         :raises RuntimeError: if called from another thread or event loop
         """
+        if not isinstance(var, ContextVar):
+            raise TypeError(f"scope.set() takes a ContextVar and its value, not {article(var)}")
         dispatcher = self._entered()
         dispatcher.admit_to("this LoaderScope")
         dispatcher.context.run(var.set, value)

@@ -270,6 +270,8 @@ class Workers:
             for batch in self._counted:
                 if batch.state is _batch.OPEN:
                     (leaving if self._may_leave(batch, is_quiet) else staying).append(batch)
+                elif batch.worker_scope is None and batch.state is _batch.SEALED:
+                    leaving.append(batch)  # who sealed it was interrupted before it could be sent
             self._counted = staying
             if leaving:
                 mine = self._let_go(leaving)

@@ -79,9 +79,6 @@ class NoComparison(Exception):
     def __hash__(self) -> int:
         raise PermissionError
 
-    def __bool__(self) -> bool:
-        raise PermissionError
-
 
 class NoText(Exception):
     def __repr__(self) -> str:

@@ -1,0 +1,231 @@
+"""Batch functions with arguments: one loader for each set of them in a scope (contract 7)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+
+from anyloader import DataLoader, LoaderScope, batch_loader
+from support import Recorder
+
+pytestmark = pytest.mark.anyio
+
+Call = tuple[list[int], dict[str, Any]]
+
+
+def books() -> tuple[Any, list[Call]]:
+    @batch_loader
+    async def fetch_books(keys: list[int], *, first: int = 10, order: str = "id") -> list[str]:
+        calls.append((keys, {"first": first, "order": order}))
+        return [f"{first} of {key} by {order}" for key in keys]
+
+    calls: list[Call] = []
+    return fetch_books, calls
+
+
+async def test_the_function_gets_them_as_keywords() -> None:
+    fetch_books, calls = books()
+    async with LoaderScope() as scope:
+        assert await fetch_books.bind(first=3).load(1) == "3 of 1 by id"
+        assert await scope.get(fetch_books, first=3, order="name").load(1) == "3 of 1 by name"
+        assert await fetch_books.load(1) == "10 of 1 by id"
+    assert [options for _, options in calls] == [
+        {"first": 3, "order": "id"},
+        {"first": 3, "order": "name"},
+        {"first": 10, "order": "id"},
+    ]
+
+
+async def test_equal_arguments_mean_the_same_loader() -> None:
+    fetch_books, calls = books()
+    async with LoaderScope() as scope:
+        loads = [
+            fetch_books.bind(first=3, order="name").load(1),
+            fetch_books.bind(order="name", first=3).load(2),
+            scope.get(fetch_books, first=3, order="name").load(3),
+            fetch_books.bind(first=4).load(1),
+        ]
+        for load in loads:
+            await load
+        one = scope.get(fetch_books, first=3, order="name")
+        assert one is scope.get(fetch_books, order="name", first=3)
+        assert one is not scope.get(fetch_books, first=4)
+        assert one is not scope.get(fetch_books)
+    assert sorted(keys for keys, _ in calls) == [[1], [1, 2, 3]]
+
+
+async def test_each_scope_has_its_own() -> None:
+    fetch_books, calls = books()
+    for _ in range(2):
+        async with LoaderScope():
+            assert await fetch_books.bind(first=3).load_many([1, 2]) == ["3 of 1 by id", "3 of 2 by id"]
+    assert len(calls) == 2
+
+
+async def test_what_is_bound_can_be_kept_from_scope_to_scope() -> None:
+    fetch_books, calls = books()
+    bound = fetch_books.bind(first=3)
+    for _ in range(2):
+        async with LoaderScope():
+            assert await bound.load(1) == "3 of 1 by id"
+            assert await bound.load_required(1) == "3 of 1 by id"
+    assert len(calls) == 2
+
+
+async def test_the_options_of_the_function_hold_for_all_of_them() -> None:
+    @batch_loader(max_batch_size=2)
+    async def fetch(keys: list[int], *, first: int = 10) -> list[int]:
+        sizes.append(len(keys))
+        return keys
+
+    sizes: list[int] = []
+    async with LoaderScope():
+        await fetch.bind(first=3).load_many(range(4))
+    assert sizes == [2, 2]
+
+
+async def test_clear_forgets_the_key_under_all_arguments_of_this_scope() -> None:
+    fetch_books, calls = books()
+    async with LoaderScope():
+        for first in (3, 4):
+            await fetch_books.bind(first=first).load_many([1, 2])
+        await fetch_books.load_many([1, 2])
+        calls.clear()
+        fetch_books.clear(1)
+        for first in (3, 4):
+            await fetch_books.bind(first=first).load_many([1, 2])
+        await fetch_books.load_many([1, 2])
+        assert [keys for keys, _ in calls] == [[1]] * 3
+
+
+async def test_clear_of_what_is_bound_forgets_it_there_alone() -> None:
+    fetch_books, calls = books()
+    async with LoaderScope():
+        for first in (3, 4):
+            await fetch_books.bind(first=first).load(1)
+        calls.clear()
+        fetch_books.bind(first=3).clear(1)
+        for first in (3, 4):
+            await fetch_books.bind(first=first).load(1)
+        assert [options["first"] for _, options in calls] == [3]
+
+
+# --- checked where they are bound ---
+
+
+def test_an_argument_that_the_function_does_not_take() -> None:
+    fetch_books, _ = books()
+    with pytest.raises(TypeError, match="last"):
+        fetch_books.bind(last=3)
+
+
+def test_an_argument_that_is_missing() -> None:
+    @batch_loader
+    async def fetch(keys: list[int], *, session: str, first: int = 1) -> list[int]:
+        return keys
+
+    with pytest.raises(TypeError, match="session"):
+        fetch.bind(first=3)
+
+
+def test_an_argument_that_cannot_be_hashed() -> None:
+    fetch_books, _ = books()
+    with pytest.raises(TypeError, match="order"):
+        fetch_books.bind(first=3, order=["id", "name"])
+
+
+async def test_scope_get_checks_them_too() -> None:
+    fetch_books, _ = books()
+    async with LoaderScope() as scope:
+        with pytest.raises(TypeError, match="last"):
+            scope.get(fetch_books, last=3)
+        with pytest.raises(TypeError, match="order"):
+            scope.get(fetch_books, order=[])
+
+
+# --- other sources ---
+
+
+async def test_a_plain_batch_function() -> None:
+    async def fetch(keys: list[int], *, factor: int = 1) -> list[int]:
+        return [key * factor for key in keys]
+
+    async with LoaderScope() as scope:
+        assert await scope.get(fetch, factor=3).load(2) == 6
+        assert scope.get(fetch, factor=3) is scope.get(fetch, factor=3)
+        assert await scope.get(fetch).load(2) == 2
+
+
+async def test_a_class_gets_them_in_its_constructor() -> None:
+    class BooksOf(DataLoader[int, str]):
+        def __init__(self, first: int = 10) -> None:
+            super().__init__()
+            self.first = first
+
+        async def batch_load_fn(self, keys: list[int]) -> list[str]:
+            return [f"{self.first} of {key}" for key in keys]
+
+    async with LoaderScope() as scope:
+        assert await scope.get(BooksOf, first=3).load(1) == "3 of 1"
+        assert scope.get(BooksOf, first=3) is scope.get(BooksOf, first=3)
+        assert await scope.get(BooksOf).load(1) == "10 of 1"
+        with pytest.raises(TypeError, match="first"):
+            scope.get(BooksOf, first=[])
+
+
+async def test_equal_partials_are_one_source() -> None:
+    fetch = Recorder[int, int](lambda key: key)
+
+    async def from_table(table: str, keys: list[int]) -> list[int]:
+        return await fetch(keys)
+
+    async with LoaderScope() as scope:
+        loads = [scope.get(partial(from_table, "users")).load(key) for key in range(4)]
+        assert [await load for load in loads] == [*range(4)]
+        assert fetch.calls == [[0, 1, 2, 3]]
+        assert scope.get(partial(from_table, "a")) is not scope.get(partial(from_table, "b"))
+        assert scope.get(partial(from_table, "a")) is scope.get(partial(from_table, "a"))
+
+
+class Repo:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.calls: list[list[int]] = []
+
+    @batch_loader(max_batch_size=3)
+    async def users(self, keys: list[int], *, first: int = 1) -> list[str]:
+        self.calls.append(keys)
+        return [f"{self.name} {key} {first}" for key in keys]
+
+
+async def test_beside_a_method_it_binds_to_the_instance() -> None:
+    one, two = Repo("one"), Repo("two")
+    async with LoaderScope():
+        loads = [one.users.load(1), two.users.load(1), one.users.load(2)]
+        assert [await load for load in loads] == ["one 1 1", "two 1 1", "one 2 1"]
+        assert await one.users.bind(first=5).load(1) == "one 1 5"
+        assert await one.users([7]) == ["one 7 1"]
+    assert (one.calls, two.calls) == ([[1, 2], [1], [7]], [[1]])
+
+
+# --- a loader for each call is no batching ---
+
+
+async def test_many_loaders_of_the_same_code_are_a_warning_that_names_the_line() -> None:
+    async with LoaderScope() as scope:
+        with pytest.warns(Warning, match="test_arguments.py") as caught:
+            for number in range(30):
+
+                async def fetch(keys: list[int], number: int = number) -> list[int]:
+                    return keys
+
+                assert await scope.get(fetch).load(1) == 1
+    assert len(caught) == 1
+
+
+async def test_a_few_are_none() -> None:
+    async with LoaderScope() as scope:
+        for number in range(3):
+            await scope.get(lambda keys, number=number: Recorder[int, int](int)(keys)).load(1)

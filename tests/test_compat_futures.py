@@ -1,0 +1,154 @@
+"""Futures of ``compat`` are given up by ``cancel()``, and end as futures do (contract 5.2)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import anyio
+import pytest
+
+from anyloader import LoaderScope
+from anyloader.compat import DataLoader
+from support import Recorder, wait_all_tasks_blocked
+
+pytestmark = [pytest.mark.anyio, pytest.mark.only_on("asyncio")]
+
+
+def same(key: int) -> int:
+    return key
+
+
+@pytest.mark.parametrize("cache", [True, False])
+async def test_futures_that_are_cancelled_at_once_call_nothing(cache: bool) -> None:
+    fetch = Recorder[int, int](same)
+    async with LoaderScope():
+        loader = DataLoader(fetch, cache=cache)
+        futures = [loader.load(1), loader.load(2), loader.load_many([3, 4])]
+        assert [future.cancel() for future in futures] == [True] * 3
+        await wait_all_tasks_blocked()
+        assert fetch.calls == []
+        assert [future.cancelled() for future in futures] == [True] * 3
+        assert [future.cancel() for future in futures] == [False] * 3
+
+
+async def test_only_what_was_given_up_leaves_the_batch() -> None:
+    fetch = Recorder[int, int](same)
+    async with LoaderScope():
+        loader = DataLoader(fetch)
+        first, second, third = map(loader.load, (1, 2, 3))
+        second.cancel()
+        assert [await first, await third] == [1, 3]
+        assert fetch.calls == [[1, 3]]
+        assert await loader.load(2) == 2
+
+
+async def test_the_other_load_of_a_key_is_left_alone() -> None:
+    fetch = Recorder[int, int](same)
+    async with LoaderScope():
+        loader = DataLoader(fetch)
+        first, second = loader.load(1), loader.load(1)
+        first.cancel()
+        assert await second == 1
+        with pytest.raises(asyncio.CancelledError):
+            await first
+    assert fetch.calls == [[1]]
+
+
+@pytest.mark.parametrize("how", ["bare", "awaited", "callback", "many"])
+async def test_a_batch_that_runs_for_cancelled_futures_is_cancelled(how: str) -> None:
+    ends: list[str] = []
+
+    async def fetch(keys: list[int]) -> list[int]:
+        try:
+            await anyio.sleep_forever()
+        except asyncio.CancelledError:
+            ends.append("cancelled")
+            raise
+        return keys
+
+    async def waits(future: Any) -> None:
+        with pytest.raises(asyncio.CancelledError):
+            await future
+        ends.append("told")
+
+    async with LoaderScope(), anyio.create_task_group() as tg:
+        loader = DataLoader(fetch)
+        future: Any = loader.load_many([1, 2]) if how == "many" else loader.load(1)
+        if how == "awaited":
+            tg.start_soon(waits, future)
+        elif how == "callback":
+            future.add_done_callback(lambda future: ends.append("told"))
+        await wait_all_tasks_blocked()
+        assert future.cancel()
+        await wait_all_tasks_blocked()
+        told = ["told"] if how in ("awaited", "callback") else []
+        assert sorted(ends) == ["cancelled", *told]
+
+
+# --- gather ---
+
+
+@pytest.mark.parametrize("return_exceptions", [False, True])
+async def test_a_cancelled_gather_ends(return_exceptions: bool) -> None:
+    fetch = Recorder[int, int](same, gate=anyio.Event())
+    async with LoaderScope():
+        loader = DataLoader(fetch)
+        gathered: Any = asyncio.gather(
+            loader.load(1), loader.load(2), return_exceptions=return_exceptions
+        )
+        await wait_all_tasks_blocked()
+        assert gathered.cancel()
+        done, _ = await asyncio.wait([gathered], timeout=2)
+        assert done
+        assert type(gathered.exception()) is asyncio.CancelledError  # as with asyncio's own futures
+        await wait_all_tasks_blocked()
+        assert loader.statistics().running == 0, "nobody waits for the batch any more"
+
+
+async def test_a_cancelled_gather_keeps_its_message() -> None:
+    fetch = Recorder[int, int](same, gate=anyio.Event())
+    async with LoaderScope():
+        loader = DataLoader(fetch)
+        gathered: Any = asyncio.gather(loader.load(1), return_exceptions=True)
+        await wait_all_tasks_blocked()
+        gathered.cancel("enough")
+        done, _ = await asyncio.wait([gathered], timeout=2)
+        assert done
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await gathered
+        assert caught.value.args in (("enough",), ())
+
+
+async def test_a_gather_of_which_one_was_cancelled_alone() -> None:
+    async with LoaderScope():
+        loader = DataLoader(Recorder[int, int](same))
+        first, second = loader.load(1), loader.load(2)
+        gathered: Any = asyncio.gather(first, second, return_exceptions=True)
+        first.cancel()
+        one, two = await gathered
+        assert isinstance(one, asyncio.CancelledError)
+        assert two == 2
+
+
+async def test_a_bare_gather_still_works() -> None:
+    fetch = Recorder[int, int](same)
+    async with LoaderScope():
+        loader = DataLoader(fetch)
+        assert await asyncio.gather(*map(loader.load, range(5))) == [*range(5)]
+        assert await asyncio.gather(*map(loader.load, range(5))) == [*range(5)]
+    assert fetch.calls == [[*range(5)]]
+
+
+async def test_wait_for_and_wait_and_shield() -> None:
+    gate = anyio.Event()
+    fetch = Recorder[int, int](same, gate=gate)
+    async with LoaderScope():
+        loader = DataLoader(fetch)
+        futures: list[Any] = [*map(loader.load, (1, 2, 3))]
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.shield(futures[0]), 0.001)
+        gate.set()
+        done, pending = await asyncio.wait(futures, timeout=5)
+        assert (len(done), len(pending)) == (3, 0)
+        assert await asyncio.wait_for(futures[0], 5) == 1

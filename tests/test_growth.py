@@ -1,0 +1,354 @@
+"""Cost grows with the work and no faster.
+
+Counted are the lines and the calls of C functions that Python runs, at n and at 4 n; no clock.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import anyio
+import pytest
+from anyio.lowlevel import checkpoint
+
+from anyloader import DataLoader, LoadCancelledError, LoaderScope
+from support import wait_all_tasks_blocked
+
+pytestmark = pytest.mark.anyio
+
+#: What may stand between four times the work and four times the steps.
+MOST = 5.0
+
+Work = Callable[[int], Awaitable[None]]
+
+
+class Steps:
+    """Counts while it is entered; what is before and after does not count."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def _line(self, frame: object, event: str, arg: object) -> Any:
+        self.number += 1
+        return self._line
+
+    def _call(self, frame: object, event: str, arg: object) -> None:
+        self.number += event == "c_call"
+
+    def __enter__(self) -> None:
+        self._before = sys.gettrace(), sys.getprofile()
+        sys.settrace(self._line)
+        sys.setprofile(self._call)
+
+    def __exit__(self, *exc_info: object) -> None:
+        sys.settrace(self._before[0])
+        sys.setprofile(self._before[1])
+
+
+async def steps(work: Work, n: int) -> int:
+    counter = Steps()
+    with counter:
+        await work(n)
+    return counter.number
+
+
+async def growth(work: Work, n: int) -> float:
+    await work(2)  # what is made once is made here
+    few = await steps(work, n)
+    return await steps(work, 4 * n) / few
+
+
+async def fetch(keys: list[int]) -> list[int]:
+    return keys
+
+
+async def stream(keys: list[int]) -> AsyncIterator[tuple[int, int]]:
+    for key in keys:
+        await checkpoint()
+        yield key, key
+
+
+async def one_by_one(handles: Sequence[Any]) -> None:
+    for handle in handles:
+        await handle
+
+
+WORK: dict[str, tuple[Work, int]] = {}
+
+
+def shape(n: int) -> Callable[[Work], Work]:
+    def add(work: Work) -> Work:
+        WORK[work.__name__] = (work, n)
+        return work
+
+    return add
+
+
+# --- inside of a block ---
+
+
+@shape(25)
+async def a_stream_and_load_manys(n: int) -> None:
+    async with DataLoader(stream) as loader, anyio.create_task_group() as tg:
+        for number in range(n):
+            tg.start_soon(loader.load_many, range(3 * number, 3 * number + 3))
+
+
+@shape(50)
+async def a_stream_and_loads(n: int) -> None:
+    async with DataLoader(stream) as loader, anyio.create_task_group() as tg:
+        for number in range(n):
+            tg.start_soon(loader.load, number)
+
+
+@shape(50)
+async def a_list_and_load_manys(n: int) -> None:
+    async with DataLoader(fetch) as loader, anyio.create_task_group() as tg:
+        for number in range(n):
+            tg.start_soon(loader.load_many, range(3 * number, 3 * number + 3))
+
+
+@shape(100)
+async def values_forced_into_a_batch_that_waits(n: int) -> None:
+    limiter = anyio.CapacityLimiter(1)
+    async with DataLoader(fetch, limiter=limiter) as loader:
+        async with limiter:
+            many = loader.load_many(range(n))
+            for _ in range(8):
+                await checkpoint()
+            loader.prime_many({key: key for key in range(n)}, force=True)
+        assert len(await many) == n
+
+
+class Values:
+    async def get_many(self, keys: Sequence[int]) -> Mapping[int, int]:
+        return {}
+
+    async def set_many(self, items: Mapping[int, int]) -> None:
+        pass
+
+    async def delete_many(self, keys: Sequence[int]) -> None:
+        pass
+
+
+@shape(100)
+async def keys_cleared_while_batches_are_out(n: int) -> None:
+    """There are as many batches as keys to forget."""
+    limiter = anyio.CapacityLimiter(1)
+    options: Any = {"limiter": limiter, "batch": False, "value_cache": Values()}
+    async with DataLoader(fetch, **options) as loader:
+        async with limiter:
+            loader.load_many(range(n // 4))
+            loader.clear_many(range(n))
+        loader.clear_all()
+
+
+@shape(50)
+async def waiters_that_give_up(n: int) -> None:
+    limiter = anyio.CapacityLimiter(1)
+    async with limiter, DataLoader(fetch, limiter=limiter) as loader:
+        async with anyio.create_task_group() as tg:
+            for key in range(n):
+                tg.start_soon(loader.load(key).wait)
+            for _ in range(4):
+                await checkpoint()
+            tg.cancel_scope.cancel()
+
+
+# --- leaving ---
+
+
+@shape(50)
+async def leaving_batches_of_one(n: int) -> None:
+    async with anyio.create_task_group() as tg:
+        options: Any = {"batch": False, "limiter": anyio.CapacityLimiter(1)}
+        async with DataLoader(fetch, **options) as loader:
+            for key in range(n):
+                tg.start_soon(loader.load(key).wait)
+
+
+@shape(50)
+async def leaving_a_stream_awaited_one_by_one(n: int) -> None:
+    async with anyio.create_task_group() as tg:
+        async with DataLoader(stream) as loader:
+            tg.start_soon(one_by_one, [loader.load(key) for key in range(n)])
+            await checkpoint()
+            await checkpoint()
+
+
+@shape(40)
+async def leaving_while_waiters_give_up_one_a_round(n: int) -> None:
+    gate = anyio.Event()
+
+    async def gated(keys: list[int]) -> list[int]:
+        await gate.wait()
+        return keys
+
+    scopes = [anyio.CancelScope() for _ in range(n)]
+
+    async def waits(scope: anyio.CancelScope, handle: Any) -> None:
+        with scope:
+            await handle
+
+    async def gives_up() -> None:
+        for _ in range(8):
+            await checkpoint()
+        for scope in scopes:
+            scope.cancel()
+            await checkpoint()
+
+    async with anyio.create_task_group() as tg:
+        async with DataLoader(gated) as loader:
+            for key, scope in enumerate(scopes):
+                tg.start_soon(waits, scope, loader.load(key))
+            tg.start_soon(gives_up)
+            await checkpoint()
+
+
+def chain(depth: int) -> DataLoader[int, int]:
+    async def deeper(keys: list[int]) -> list[int]:
+        return [0 if key == 0 else await loader.load(key - 1) for key in keys]
+
+    loader = DataLoader(deeper)
+    return loader
+
+
+@shape(25)
+async def a_deep_chain_in_the_block(n: int) -> None:
+    async with chain(n) as loader:
+        await loader.load(n)
+
+
+@shape(25)
+async def leaving_a_deep_chain(n: int) -> None:
+    async with anyio.create_task_group() as tg:
+        async with chain(n) as loader:
+            tg.start_soon(loader.load(n).wait)
+
+
+@shape(25)
+async def cancelling_a_deep_chain_and_leaving(n: int) -> None:
+    reached = anyio.Event()
+
+    async def deeper(keys: list[int]) -> list[int]:
+        if keys == [0]:
+            reached.set()
+            await anyio.sleep_forever()
+        return await loader.load_many([key - 1 for key in keys])
+
+    async with DataLoader(deeper) as loader:
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(loader.load(n).wait)
+            await reached.wait()
+            tg.cancel_scope.cancel()
+
+
+@shape(30)
+async def loads_beside_a_running_chain(n: int) -> None:
+    """n functions await the head of a chain of n."""
+    reached = anyio.Event()
+    go_on = anyio.Event()
+
+    async def deeper(keys: list[int]) -> list[int]:
+        if keys == [0]:
+            reached.set()
+            await go_on.wait()
+            return keys
+        return await links.load_many([key - 1 for key in keys])
+
+    async def head(keys: list[int]) -> list[int]:
+        await links.load(n)
+        return keys
+
+    async with LoaderScope():
+        links, heads = DataLoader(deeper), DataLoader(head, batch=False)
+        links.load(n)
+        await reached.wait()
+        async with anyio.create_task_group() as tg:
+            for key in range(n):
+                tg.start_soon(heads.load(key).wait)
+            for _ in range(12):
+                await checkpoint()
+            go_on.set()
+
+
+@shape(40)
+async def a_function_with_many_awaits_under_a_limiter(n: int) -> None:
+    """The tokens are all taken by others, so that each await has to be looked into."""
+    limiter = anyio.CapacityLimiter(n)
+    gate = anyio.Event()
+
+    async def gated(keys: list[int]) -> list[int]:
+        await gate.wait()
+        return keys
+
+    async def outer(keys: list[int]) -> list[int]:
+        async with anyio.create_task_group() as tg:
+            for key in range(n):
+                tg.start_soon(inner.load(1_000 + key).wait)
+            for _ in range(8):
+                await checkpoint()
+            gate.set()
+        return keys
+
+    async with LoaderScope():
+        inner = DataLoader(gated, batch=False, limiter=limiter)
+        inner.load_many(range(n))
+        for _ in range(8):
+            await checkpoint()
+        await DataLoader(outer).load(1)
+
+
+@pytest.mark.parametrize("name", WORK)
+async def test_four_times_the_work_takes_at_most_five_times_the_steps(name: str) -> None:
+    work, n = WORK[name]
+    assert await growth(work, n) <= MOST
+
+
+async def test_the_deadlock_search_in_a_dense_graph_grows_with_its_edges() -> None:
+    """Each of m functions awaits all lower ones: m * (m - 1) / 2 edges."""
+
+    async def dense(m: int) -> None:
+        loaders: list[DataLoader[int, int]] = []
+
+        def function(lower: int) -> Any:
+            async def fetch(keys: list[int]) -> list[int]:
+                async with anyio.create_task_group() as tg:
+                    for loader in loaders[:lower]:
+                        tg.start_soon(loader.load(1).wait)
+                return keys
+
+            return fetch
+
+        async with LoaderScope():
+            loaders += [DataLoader(function(number)) for number in range(m)]
+            async with anyio.create_task_group() as tg:
+                for loader in loaders:
+                    tg.start_soon(loader.load(1).wait)
+
+    def edges(m: int) -> int:
+        return m * (m - 1) // 2
+
+    await dense(3)
+    few, many = 10, 20
+    ratio = await steps(dense, many) / await steps(dense, few)
+    assert ratio <= 1.25 * edges(many) / edges(few)
+
+
+async def test_cancelled_waiters_are_not_in_the_way_of_later_work() -> None:
+    """The counter itself: a thing that is quadratic is found out."""
+
+    async def quadratic(n: int) -> None:
+        for _ in range(n):
+            for _ in range(n):
+                pass
+
+    assert await growth(quadratic, 50) > MOST
+    with pytest.raises(LoadCancelledError):
+        async with DataLoader(fetch) as loader:
+            handle = loader.load(1)
+            raise_later = handle
+        await raise_later
+    await wait_all_tasks_blocked()
