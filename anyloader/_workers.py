@@ -145,22 +145,26 @@ class Workers:
             self.backend.wake((worker.waiter,))
             return
         worker = self.context.run(_Worker, job)  # its scope asks which library runs
-        steps = worker.steps = self._work(worker)
         self._workers.add(worker)
         self._starting = True
         try:
-            self.context.run(self._start_task, _given, steps, name=f"anyloader: {name}")
-        except RuntimeError as exc:
+            self.context.run(self._start_task, self._steps_of, worker, name=f"anyloader: {name}")
+        except BaseException as exc:
             self._workers.discard(worker)
-            steps.close()
-            if isinstance(exc, RecursionError):
-                raise
-            raise LoaderClosedError(closed(name)) from exc
+            if worker.steps is not None:
+                worker.steps.close()
+            if isinstance(exc, RuntimeError) and not isinstance(exc, RecursionError):
+                raise LoaderClosedError(closed(name)) from exc
+            raise
         finally:
             self._starting = False
         self._mark(worker)
         if worker.steps is not None:
             self.backend.after_first_step(partial(self._check_begun, worker))
+
+    def _steps_of(self, worker: _Worker) -> Coroutine[Any, Any, None]:
+        worker.steps = self._work(worker)
+        return worker.steps
 
     def _check_begun(self, worker: _Worker) -> None:
         if worker.steps is not None:  # its task was cancelled natively before that
@@ -437,10 +441,6 @@ def _begin(batch: Batch) -> None:
     if hooks is not None:
         watches.set(hooks.watches)
         hooks(BatchStarted(batch.name, batch.number, batch.keys))
-
-
-def _given(steps: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
-    return steps
 
 
 def _is_stray(exc: BaseException) -> bool:

@@ -35,9 +35,9 @@ class LoadFuture(Generic[T]):
     ``shield`` and ``add_done_callback`` work. Awaiting it works under trio too, and so do ``done``,
     ``cancelled``, ``result`` and ``exception``; callbacks need asyncio.
 
-    It cannot be given a result from outside. Cancelling it gives this load up, awaited or not, and
-    cancels nobody else who loads the key, nor who awaits this already; all said of a
-    :class:`~anyloader.LoadHandle` holds for those.
+    It cannot be given a result from outside. Cancelling it gives this load up: who awaits this very
+    future gets ``CancelledError``, as from asyncio's own, and nobody else who loads the key hears of
+    it. Cancelling one task that awaits it leaves the others alone, other than with asyncio's own.
     """
 
     __slots__ = (
@@ -48,6 +48,7 @@ class LoadFuture(Generic[T]):
         "_error",
         "_handle",
         "_parked",
+        "_waiters",
     )
 
     #: By this asyncio knows what may be used as a future; see ``asyncio.isfuture``.
@@ -58,16 +59,42 @@ class LoadFuture(Generic[T]):
         self._callbacks: list[tuple[Callable[[LoadFuture[T]], object], Context]] = []
         self._cancelled = False
         self._cancel_message: object = None
-        #: Waits at the handle once there are callbacks to call.
+        #: The tasks that await this.
+        self._waiters: dict[Any, None] = {}
+        #: Waits at the handle while there is somebody to tell.
         self._parked: Parked | None = None
         #: Why the handle could not be waited for.
         self._error: Exception | None = None
 
     def __await__(self) -> Generator[Any, Any, T]:
+        if not self.done():
+            yield from self._until_done()
         if self._cancelled:
             raise self._make_cancelled_error()
-        steps: Generator[Any, Any, T] = self._handle.__await__()
-        return steps
+        value: T = yield from self._handle.__await__()
+        return value
+
+    def _until_done(self) -> Generator[Any, Any, None]:
+        self._park()
+        if self._parked is None:  # it has settled by this
+            return
+        waiter = self._handle._pending_in().backend.new_waiter()
+        self._waiters[waiter] = None
+        try:
+            yield from waiter
+        finally:
+            if self._waiters.pop(waiter, 0) is None and not self._waiters and not self._callbacks:
+                self._leave()
+
+    def _park(self) -> None:
+        """Have the handle tell this when it settles, unless it has settled."""
+        if self._parked is None:
+            self._parked = self._handle._park(self._call_back)
+
+    def _leave(self) -> None:
+        parked, self._parked = self._parked, None
+        if parked is not None:
+            parked.leave()
 
     def done(self) -> bool:
         """Whether the load has settled, or this was cancelled."""
@@ -115,10 +142,8 @@ class LoadFuture(Generic[T]):
         """Give this up; return whether there was anything to give up."""
         if self.done():
             return False
-        if self._parked is None:
-            self._parked = self._handle._park(self._call_back)
-        if self._parked is not None:
-            self._parked.leave()
+        self._park()  # only who has waited can give up
+        self._leave()
         self._cancelled = True
         self._cancel_message = msg
         self._call_back()
@@ -130,9 +155,9 @@ class LoadFuture(Generic[T]):
         """Call ``fn(self)`` soon after this is done. Under asyncio only."""
         context = context or copy_context()
         self._callbacks.append((fn, context))
-        if self._parked is None and not self.done():
+        if not self.done():
             try:
-                self._parked = self._handle._park(self._call_back)
+                self._park()
             except Exception as exc:  # of another event loop, or a deadlock: this await has failed
                 self._error = exc
         if self.done():
@@ -146,6 +171,10 @@ class LoadFuture(Generic[T]):
         return removed
 
     def _call_back(self) -> None:
+        waiters, self._waiters = self._waiters, {}
+        for waiter in waiters:
+            if not getattr(waiter, "done", bool)():  # it may be cancelled in this very round
+                waiter.set_result(None)
         callbacks, self._callbacks = self._callbacks, []
         for fn, context in callbacks:
             asyncio.get_running_loop().call_soon(fn, self, context=context)
