@@ -20,7 +20,7 @@ html_static_path = ["_static"]
 html_css_files = ["anyloader.css"]
 
 autodoc_member_order = "bysource"
-autodoc_mock_imports = ["cachetools", "coredis", "opentelemetry", "prometheus_client"]
+autodoc_mock_imports = ["coredis", "opentelemetry", "prometheus_client", "redis"]
 autodoc_typehints = "signature"
 # Counted with the full names of types, of which the page shows the last part.
 python_maximum_signature_line_length = 130

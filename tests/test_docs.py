@@ -62,6 +62,7 @@ PUBLIC: dict[str, set[str]] = {
     "anyloader.integrations.opentelemetry": set(),
     "anyloader.integrations.prometheus": set(),
     "anyloader.integrations.redis": {"Serializer"},  # said of its parameter
+    "anyloader.integrations.redis_py": set(),
     "anyloader.integrations.strawberry": set(),
     "anyloader.schedules": set(),
     "anyloader.testing": set(),

@@ -20,7 +20,7 @@ async def main() -> None:
         retry_policy=coredis.retry.NoRetryPolicy(),
     )
     async with client:  # for as long as the application runs
-        users = RedisValueCache[int, dict[str, str]](client, prefix="users:1:", ttl=300)
+        users = RedisValueCache[int, dict[str, str]](client, prefix="users:1", ttl=300)
 
         async with DataLoader(fetch_users, value_cache=users) as loader:
             print(await loader.load_many([1, 2]))
