@@ -564,13 +564,22 @@ def related(
             f"related() takes a relationship, such as Author.books, not {_a(relationship)}"
         )
     name = f"related({relationship})"
-    # An alias, for the sake of relationships of a class to itself.
-    parent = aliased(relationship.parent.entity)
+    parent, entity = relationship.parent.entity, found.entity.entity
+    if relationship is not getattr(parent, relationship.key):  # and_() and of_type() make others
+        raise TypeError(f"{name} takes the relationship as it is mapped; where= is for criteria")
+    between: Any = found.secondary
+    if not {*relationship.parent.mapper.tables}.isdisjoint(found.mapper.tables):
+        parent, between = aliased(parent), None  # a statement of two of the same needs two names
     keys = _primary_key(parent)
-    entity: Any = found.entity.entity
 
     def from_parent(statement: Any) -> Any:
-        return statement.select_from(parent).join(getattr(parent, relationship.key))
+        statement = statement.select_from(parent)
+        if between is None:
+            return statement.join(getattr(parent, relationship.key))
+        # Joining along the relationship gives the table between the two another name than in the
+        # relationship's order.
+        statement = statement.join(between, found.primaryjoin)
+        return statement.join(entity, found.secondaryjoin)
 
     if found.uselist:
         if order_by is None:
