@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from decimal import Decimal
 from functools import partial
@@ -189,10 +189,8 @@ class _Column:
         if not self.type.hashable:
             raise TypeError(f"{self.name} cannot be a key: its values are not hashable")
         if not isinstance(self.type, TypeDecorator):  # which may take others than it says
-            try:
+            with suppress(NotImplementedError):
                 self._python_type = self.type.python_type
-            except NotImplementedError:
-                pass
 
     def cast(self, key: object) -> Any:
         expected = self._python_type

@@ -32,7 +32,7 @@ class PostgresServer:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[Any] | None = None
         #: It refuses to run as root.
         self._user: dict[str, Any] = {}
         if hasattr(os, "geteuid") and os.geteuid() == 0:
@@ -66,7 +66,7 @@ class PostgresServer:
         }
         log = self._folder / "log"
         with log.open("wb") as output:
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 [
                     *(self.POSTGRES, "-D", data, "-p", str(self.port)),
                     *(f"--{name}={value}" for name, value in options.items()),
@@ -76,9 +76,10 @@ class PostgresServer:
                 stdout=output,
                 stderr=output,
             )
+        self._process = process
         end = time.monotonic() + _START
         while b"ready to accept connections" not in log.read_bytes():
-            if self._process.poll() is not None or time.monotonic() > end:
+            if process.poll() is not None or time.monotonic() > end:
                 self.stop()
                 raise RuntimeError("PostgreSQL did not start")
             time.sleep(0.01)
