@@ -35,11 +35,11 @@ try:
         aliased,
         scoped_session,
     )
-except ModuleNotFoundError as exc:
+except ModuleNotFoundError as _exc:
     raise ModuleNotFoundError(
         "anyloader.integrations.sqlalchemy needs SQLAlchemy: pip install 'anyloader[sqlalchemy]'",
-        name=exc.name,
-    ) from exc
+        name=_exc.name,
+    ) from _exc
 
 if TYPE_CHECKING:
     import sys
