@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import importlib
 import runpy
 import subprocess
 import sys
@@ -14,7 +15,6 @@ from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from decimal import Decimal
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -251,13 +251,24 @@ request_session: ContextVar[Any] = ContextVar("request_session")
 
 # --- databases ---
 
+
+def is_usable(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except ImportError:  # psycopg is there, but the library of PostgreSQL is not
+        return False
+    return True
+
+
+INSTALLED = [name for name in ("aiosqlite", "asyncpg", "psycopg") if is_usable(name)]
+
 #: What is not installed is absent, but for PostgreSQL, without which its tests are skipped.
 DRIVERS = {
     "sqlite": "blocking",
-    **({"sqlite+aiosqlite": "async"} if find_spec("aiosqlite") else {}),
-    **({"postgresql+psycopg": "blocking"} if find_spec("psycopg") else {}),
-    **({"postgresql+psycopg async": "async"} if find_spec("psycopg") else {}),
-    **({"postgresql+asyncpg": "async"} if find_spec("asyncpg") else {}),
+    **({"sqlite+aiosqlite": "async"} if "aiosqlite" in INSTALLED else {}),
+    **({"postgresql+psycopg": "blocking"} if "psycopg" in INSTALLED else {}),
+    **({"postgresql+psycopg async": "async"} if "psycopg" in INSTALLED else {}),
+    **({"postgresql+asyncpg": "async"} if "asyncpg" in INSTALLED else {}),
 }
 #: These send the very statements, and know the very types, that the blocking ones do.
 SAME_STATEMENTS = {"sqlite+aiosqlite", "postgresql+psycopg async"}
@@ -265,7 +276,7 @@ SAME_STATEMENTS = {"sqlite+aiosqlite", "postgresql+psycopg async"}
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    if PostgresServer.POSTGRES is None or not find_spec("psycopg"):
+    if PostgresServer.POSTGRES is None or "psycopg" not in INSTALLED:
         pytest.skip("PostgreSQL or psycopg is not installed")
     server = PostgresServer()
     server.start()
@@ -1000,10 +1011,15 @@ async def test_asyncio_cancels_twice(request: pytest.FixtureRequest, owned: bool
 # --- cancelling on PostgreSQL ---
 
 
+# A connection that is dropped is closed by the driver when it is collected.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.only_on("asyncio")
 @pytest.mark.parametrize("driver", ["psycopg async", "asyncpg"])
 async def test_cancelling_stops_the_statements(request: pytest.FixtureRequest, driver: str) -> None:
-    pytest.importorskip(driver.split()[0])
+    if driver.split()[0] not in INSTALLED:
+        pytest.skip(f"{driver} is not installed")
+    if "uvloop" in request.node.name:
+        pytest.skip("uvloop may hang in close() where SQLAlchemy 2.0 has dropped a connection")
     count = text(
         "select count(*) from pg_stat_activity "
         "where application_name = 'slow' and state = 'active' and pid <> pg_backend_pid()"
