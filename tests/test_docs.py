@@ -31,6 +31,7 @@ ONLY_ON = {
     "how-to/group_trio": "trio",
     "how-to/pydantic_resolve_app": "asyncio",
     "how-to/sqlalchemy_async": "asyncio",
+    "how-to/sqlalchemy_request": "asyncio",
     "how-to/compat_before": "asyncio",
     "how-to/compat_step": "asyncio",
     "how-to/strawberry_before": "asyncio",
@@ -45,7 +46,7 @@ PROGRAMS = {name: path for name, path in SNIPPETS.items() if path.with_suffix(".
 APPS = [name for name in SNIPPETS if name.startswith("how-to/web_")]
 TESTS = [name for name in SNIPPETS if Path(name).name.startswith("test_")]
 #: Imported by other snippets.
-MODULES = ["tutorial/library"]
+MODULES = ["how-to/sqlalchemy_models", "tutorial/library"]
 #: Need a server, and are run where there is one: in test_value_caches.py.
 WITH_SERVER = ["how-to/value_cache_redis"]
 #: These leave hanging tasks behind, which is what they are there to show.
@@ -63,6 +64,7 @@ PUBLIC: dict[str, set[str]] = {
     "anyloader.integrations.prometheus": set(),
     "anyloader.integrations.redis": {"Serializer"},  # said of its parameter
     "anyloader.integrations.redis_py": set(),
+    "anyloader.integrations.sqlalchemy": set(),
     "anyloader.integrations.strawberry": set(),
     "anyloader.schedules": set(),
     "anyloader.testing": set(),
@@ -337,7 +339,7 @@ def test_signatures_that_are_written_out_are_those_of_the_code(module: str) -> N
     found = public_module(module)
     for name, written in reference()[module]:
         thing = getattr(found, name)
-        parameters = re.findall(r"(?:^|, )(\w+)(?==|,|\)$)", written or "")
+        parameters = re.findall(r"(?:^|, )\*?(\w+)(?==|,|\)$)", written or "")
         if parameters and "**" not in str(written):
             assert parameters == [p for p in inspect.signature(thing).parameters if p != "self"]
 

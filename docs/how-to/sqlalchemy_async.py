@@ -1,46 +1,56 @@
 import asyncio
-from contextvars import ContextVar
 
-from sqlalchemy import String, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy_models import Author, Base, Book, Stock, Tag, add_some
 
-from anyloader import LoaderScope, batch_loader
+from anyloader import DataLoader, LoaderScope, batch_loader
+from anyloader.integrations.sqlalchemy import (
+    RowsBy,
+    RowsGroupedBy,
+    related,
+    rows_by,
+    rows_grouped_by,
+)
 
+sessions = async_sessionmaker(class_=AsyncSession)  # each batch makes a session with it
 
-class Base(DeclarativeBase):
-    pass
+# A row for each key. The annotation tells type checkers the class of the rows.
+fetch_authors: RowsBy[int, Author] = rows_by(Author.id, session=sessions)
+# A key of two columns is a tuple.
+fetch_stock: RowsBy[tuple[int, str], Stock] = rows_by(Stock.book_id, Stock.shop, session=sessions)
+# One to many: a list for each key. The first two of each come in one statement.
+fetch_books: RowsGroupedBy[int, Book] = rows_grouped_by(
+    Book.author_id, order_by=[Book.title, Book.id], limit=2, session=sessions
+)
+# Many to many, or any other relationship, by the primary key of the book.
+fetch_tags: RowsGroupedBy[int, Tag] = related(Book.tags, session=sessions)
 
-
-class User(Base):
-    __tablename__ = "user"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(String(50))
-
-
-Sessions = async_sessionmaker[AsyncSession]
-sessions: ContextVar[Sessions] = ContextVar("sessions")
-
-
-@batch_loader
-async def fetch_users(ids: list[int]) -> dict[int, User]:
-    # A session of its own: batches run at the same time, and a session takes one statement at once.
-    async with sessions.get()() as session:
-        users = await session.scalars(select(User).where(User.id.in_(ids)))
-        return {user.id: user for user in users}
+author = batch_loader(fetch_authors)
+books_of = batch_loader(fetch_books)
+tags_of = batch_loader(fetch_tags)
 
 
 async def main() -> None:
     engine = create_async_engine("sqlite+aiosqlite://")
-    sessions.set(async_sessionmaker(engine, expire_on_commit=False))
+    sessions.configure(bind=engine)
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
-    async with sessions.get().begin() as session:
-        session.add_all([User(id=1, name="Ada"), User(id=2, name="Grace")])
+    async with sessions.begin() as session:
+        await session.run_sync(add_some)
 
     async with LoaderScope() as scope:
-        ada, grace, nobody = await fetch_users.load_many([1, 2, 3])
-        print(ada.name, grace.name, nobody, scope.statistics().batches)
+        for found in await author.load_many([1, 2, 3]):
+            print(found and found.name)
+        lists = await books_of.load_many([1, 2, 3])
+        print([[book.title for book in books] for books in lists])
+        ids = [book.id for books in lists for book in books]
+        for id, tags in zip(ids, await tags_of.load_many(ids)):
+            print(id, [tag.word for tag in tags])
+        print(scope.statistics().batches, "batches")
+
+    async with DataLoader(fetch_stock) as stock:
+        here, there = await stock.load_many([(1, "north"), (1, "south")])
+        print(here.copies, there)
     await engine.dispose()
 
 

@@ -1,28 +1,19 @@
+from functools import partial
+
 import anyio
-from sqlalchemy import String, create_engine, select
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy import create_engine
+from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import StaticPool
+from sqlalchemy_models import Base, Book, add_some
 
-from anyloader import DataLoader, in_thread
+from anyloader import DataLoader
+from anyloader.integrations.sqlalchemy import RowsGroupedBy, rows_grouped_by
 
+sessions = sessionmaker()
 
-class Base(DeclarativeBase):
-    pass
-
-
-class User(Base):
-    __tablename__ = "user"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(String(50))
-
-
-def make_fetch_users(sessions: sessionmaker[Session]):
-    def fetch_users(ids: list[int]) -> dict[int, User]:  # runs in a worker thread
-        with sessions() as session:
-            users = session.scalars(select(User).where(User.id.in_(ids)))
-            return {user.id: user for user in users}
-
-    return in_thread(fetch_users)
+fetch_books: RowsGroupedBy[int, Book] = rows_grouped_by(
+    Book.author_id, order_by=[Book.title, Book.id], session=sessions
+)
 
 
 async def main() -> None:
@@ -30,14 +21,14 @@ async def main() -> None:
     engine = create_engine(
         "sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}
     )
-    sessions = sessionmaker(engine, expire_on_commit=False)
+    sessions.configure(bind=engine)
     Base.metadata.create_all(engine)
     with sessions.begin() as session:
-        session.add_all([User(id=1, name="Ada"), User(id=2, name="Grace")])
+        add_some(session)
 
-    async with DataLoader(make_fetch_users(sessions)) as users:
-        ada, grace, nobody = await users.load_many([1, 2, 3])
-        print(ada.name, grace.name, nobody, users.statistics().batches)
+    async with DataLoader(partial(fetch_books, first=1)) as first_book_of:
+        for books in await first_book_of.load_many([1, 2, 3]):
+            print([book.title for book in books])
     engine.dispose()
 
 
