@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import sys
@@ -9,7 +10,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, closing
+from contextlib import aclosing, asynccontextmanager, closing
 from http.client import HTTPConnection
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -529,6 +530,92 @@ async def test_the_error_of_the_application_comes_before_that_of_the_server() ->
 
     with pytest.raises(KeyError):
         await LoaderScopeMiddleware(app, cancel_on_disconnect=True)({"type": "http"}, receive, send)
+
+
+# What outlives the response, and what outlives the request
+
+
+async def chunks(log: list[str]) -> AsyncIterator[int]:
+    """Stream a response, loading in the scope of its request."""
+    try:
+        for key in range(3):
+            yield await double.load(key)
+    finally:
+        log.append("closed")
+
+
+@WATCHING
+async def test_a_response_is_streamed_in_the_scope_of_its_request(watch: bool) -> None:
+    log: list[str] = []
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        async with aclosing(chunks(log)) as body:
+            async for chunk in body:
+                await send({**PART, "body": b"%d" % chunk})
+        await send(END)
+
+    async with request(app, REQUEST, cancel_on_disconnect=watch) as client:
+        pass
+    assert [message["body"] for message in client.sent] == [b"0", b"2", b"4", b"b"]
+    assert log == ["closed"]
+
+
+@pytest.mark.only_on("asyncio")  # trio has no such tasks
+async def test_a_task_that_outlives_the_request_needs_a_scope_of_its_own() -> None:
+    started: list[asyncio.Task[None]] = []
+    gone = anyio.Event()
+
+    async def later() -> None:
+        await gone.wait()
+        with pytest.raises(LoaderClosedError, match="LoaderScope"):
+            await double.load(1)
+        async with LoaderScope():
+            assert await double.load(1) == 2
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        started.append(asyncio.create_task(later()))
+        await send(END)
+
+    await Client().call(LoaderScopeMiddleware(app))
+    gone.set()
+    await started[0]
+
+
+@pytest.mark.only_on("asyncio")  # trio warns of every abandoned generator
+async def test_a_generator_that_is_abandoned_between_its_scopes_leaves_nothing() -> None:
+    async def generator() -> AsyncIterator[int]:
+        for key in range(3):
+            async with LoaderScope():
+                value = await double.load(key)
+            yield value
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        outer = current_scope()
+        iterator = generator()
+        assert await anext(iterator) == 0
+        assert current_scope() is outer
+        assert await double.load(2) == 4
+
+    await Client().call(LoaderScopeMiddleware(app))
+
+
+@WATCHING
+async def test_a_scope_around_yield_is_left_by_who_closes_the_generator(watch: bool) -> None:
+    async def generator() -> AsyncIterator[int]:
+        async with LoaderScope():
+            for key in range(3):
+                yield await double.load(key)
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        outer = current_scope()
+        async with aclosing(generator()) as values:
+            async for value in values:
+                assert value == 0
+                break
+        assert current_scope() is outer
+        assert await double.load(2) == 4
+
+    await Client().call(LoaderScopeMiddleware(app, cancel_on_disconnect=watch))
 
 
 # --- Real servers and frameworks. The applications are in tests/apps. ---

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import runpy
-import sys
-from collections.abc import AsyncIterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
 from urllib.parse import quote
 from urllib.request import urlopen
 
 import anyio
 import pytest
 
-from anyloader import LoaderScope, batch_loader
-from anyloader.integrations.asgi import LoaderScopeMiddleware
+from anyloader import batch_loader
 from support import SERVERS, serve
 
 HOW_TO = Path(__file__).parents[1] / "docs" / "how-to"
@@ -40,6 +34,18 @@ def test_fastapi_with_a_session_from_a_dependency(server: str) -> None:
     with serve(server, "web_fastapi_depends:app", folder=HOW_TO) as running:
         assert get(f"{running.url}/") == NAMES
         assert get(f"{running.url}/sync") == NAMES
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_websocket_in_starlette(server: str) -> None:
+    pytest.importorskip("starlette")
+    client = pytest.importorskip("websockets.sync.client")
+    with serve(server, "web_socket:app", folder=HOW_TO) as running:
+        assert get(f"{running.url}/") == NAMES
+        with client.connect(f"ws://{running.url}/chat") as socket:
+            for _ in range(2):
+                socket.send("[1, 2, 1]")
+                assert json.loads(socket.recv(timeout=10)) == NAMES
 
 
 @pytest.mark.parametrize("server", ON_ASYNCIO)

@@ -13,6 +13,7 @@ from typing import Any
 
 import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
 from anyloader import DataLoader, LoaderScope
 from support.postgres import POSTGRES, serve_postgres
@@ -24,7 +25,6 @@ sqlalchemy_asyncio: Any = pytest.importorskip("sqlalchemy.ext.asyncio")
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.skipif(POSTGRES is None, reason="there is no postgres here"),
-    # uvloop and asyncpg are tested together by their own projects.
     pytest.mark.only_on("asyncio"),
 ]
 
@@ -71,7 +71,7 @@ async def cancel_when_running(watcher: Any, fetch: Any, running: int) -> None:
             tasks.start_soon(one, key)
         with anyio.fail_after(30):
             while (await connections(watcher))[1] < running:
-                await anyio.sleep(0.01)
+                await checkpoint()
         tasks.cancel_scope.cancel()
 
 
@@ -113,7 +113,7 @@ async def test_the_pool_of_asyncpg_itself_needs_no_remedy(dsn: str) -> None:
 async def test_results_and_errors_come_through_the_remedy(cancelled_once: Any) -> None:
     @cancelled_once
     async def fetch(keys: list[int]) -> list[int]:
-        await anyio.sleep(0)
+        await checkpoint()
         return [10 // key for key in keys]
 
     async with DataLoader(fetch) as loader:
