@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, closing
 from http.client import HTTPConnection
@@ -535,7 +535,7 @@ async def test_the_error_of_the_application_comes_before_that_of_the_server() ->
 # What outlives the response, and what outlives the request
 
 
-async def chunks(log: list[str]) -> AsyncIterator[int]:
+async def chunks(log: list[str]) -> AsyncGenerator[int, None]:
     """Stream a response, loading in the scope of its request."""
     try:
         for key in range(3):
@@ -601,7 +601,7 @@ async def test_a_generator_that_is_abandoned_between_its_scopes_leaves_nothing()
 
 @WATCHING
 async def test_a_scope_around_yield_is_left_by_who_closes_the_generator(watch: bool) -> None:
-    async def generator() -> AsyncIterator[int]:
+    async def generator() -> AsyncGenerator[int, None]:
         async with LoaderScope():
             for key in range(3):
                 yield await double.load(key)

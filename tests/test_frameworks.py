@@ -107,11 +107,12 @@ async def test_aiohttp(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.only_on("asyncio")
 async def test_a_load_that_would_wait_for_its_own_thread_is_refused() -> None:
     pytest.importorskip("asgiref")
-    sync: Any = import_module("asgiref.sync")
-    scope_class = import_module("anyloader.integrations.django").DjangoScope
+    from asgiref.sync import async_to_sync, sync_to_async
+
+    from anyloader.integrations.django import DjangoScope
 
     @batch_loader
-    @sync.sync_to_async
+    @sync_to_async
     def double(keys: list[int]) -> list[int]:
         return [key * 2 for key in keys]
 
@@ -119,34 +120,35 @@ async def test_a_load_that_would_wait_for_its_own_thread_is_refused() -> None:
         return await double.load(7)
 
     async def load_in_a_scope() -> int:
-        async with scope_class():
+        async with DjangoScope():
             return await double.load(7)
 
     with anyio.fail_after(10):
-        async with scope_class():
+        async with DjangoScope():
             assert await double.load(7) == 14
             with pytest.raises(
                 RuntimeError, match="within the coroutine that is given to async_to"
             ):
-                await sync.sync_to_async(sync.async_to_sync(load))()
-            assert await sync.sync_to_async(sync.async_to_sync(load_in_a_scope))() == 14
+                await sync_to_async(async_to_sync(load))()
+            assert await sync_to_async(async_to_sync(load_in_a_scope))() == 14
             assert await double.load(8) == 16
 
 
 def test_sync_code_without_a_server_loads_in_a_scope_of_its_own() -> None:
     """As Django's views do under WSGI."""
     pytest.importorskip("asgiref")
-    sync: Any = import_module("asgiref.sync")
-    scope_class = import_module("anyloader.integrations.django").DjangoScope
+    from asgiref.sync import async_to_sync, sync_to_async
+
+    from anyloader.integrations.django import DjangoScope
 
     @batch_loader
-    @sync.sync_to_async
+    @sync_to_async
     def double(keys: list[int]) -> list[int]:
         return [key * 2 for key in keys]
 
-    @sync.async_to_sync
+    @async_to_sync
     async def load() -> int:
-        async with scope_class():
+        async with DjangoScope():
             return await double.load(7)
 
     assert load() == 14

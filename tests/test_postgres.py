@@ -7,7 +7,7 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,15 @@ def dsn() -> Iterator[str]:
         yield dsn
 
 
+Fetch = Callable[[list[int]], Awaitable[list[int]]]
+
+
 @pytest.fixture
-def cancelled_once(dsn: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+def cancelled_once(dsn: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[Fetch], Fetch]:
     """The remedy, from the page."""
     monkeypatch.setenv("DATABASE", url(dsn))
-    return runpy.run_path(str(SNIPPET))["cancelled_once"]
+    remedy: Callable[[Fetch], Fetch] = runpy.run_path(str(SNIPPET))["cancelled_once"]
+    return remedy
 
 
 def url(dsn: str) -> str:
@@ -56,7 +60,8 @@ def url(dsn: str) -> str:
 
 
 async def connections(watcher: Any) -> tuple[int, int]:
-    return tuple(await watcher.fetchrow(CONNECTIONS))  # type: ignore[return-value]
+    found, active = await watcher.fetchrow(CONNECTIONS)
+    return found, active
 
 
 async def cancel_when_running(watcher: Any, fetch: Any, running: int) -> None:
@@ -75,7 +80,9 @@ async def cancel_when_running(watcher: Any, fetch: Any, running: int) -> None:
         tasks.cancel_scope.cancel()
 
 
-async def test_cancelled_batches_do_not_outgrow_the_pool(dsn: str, cancelled_once: Any) -> None:
+async def test_cancelled_batches_do_not_outgrow_the_pool(
+    dsn: str, cancelled_once: Callable[[Fetch], Fetch]
+) -> None:
     engine = sqlalchemy_asyncio.create_async_engine(url(dsn), pool_size=MAX_SIZE, max_overflow=0)
     watcher = await asyncpg.connect(dsn)
 
@@ -110,7 +117,9 @@ async def test_the_pool_of_asyncpg_itself_needs_no_remedy(dsn: str) -> None:
     await watcher.close()
 
 
-async def test_results_and_errors_come_through_the_remedy(cancelled_once: Any) -> None:
+async def test_results_and_errors_come_through_the_remedy(
+    cancelled_once: Callable[[Fetch], Fetch],
+) -> None:
     @cancelled_once
     async def fetch(keys: list[int]) -> list[int]:
         await checkpoint()
@@ -122,7 +131,9 @@ async def test_results_and_errors_come_through_the_remedy(cancelled_once: Any) -
             await loader.load(0)
 
 
-async def test_what_cleaning_up_awaits_ends_before_the_scope(cancelled_once: Any) -> None:
+async def test_what_cleaning_up_awaits_ends_before_the_scope(
+    cancelled_once: Callable[[Fetch], Fetch],
+) -> None:
     log: list[str] = []
 
     @cancelled_once

@@ -260,6 +260,21 @@ async def test_each_operation_has_a_scope_of_its_own(schema: Any) -> None:
     assert calls == [("names", [1, 2, 3])] * 2
 
 
+async def test_an_extension_that_derives_from_it_knows_what_is_executed() -> None:
+    queries: list[str | None] = []
+
+    class Derived(LoaderScopeExtension):
+        async def on_execute(self) -> AsyncIterator[None]:
+            queries.append(self.execution_context.query)
+            async for _ in super().on_execute():
+                yield
+
+    schema = strawberry.Schema(Query, extensions=[Derived, LoaderScopeExtension])
+    result = await schema.execute("{scope}")
+    assert result.errors is None
+    assert queries == ["{scope}"]
+
+
 async def test_a_cancelled_operation_leaves_nothing_behind(schema: Any) -> None:
     async def cancel() -> None:
         await wait_all_tasks_blocked()

@@ -57,7 +57,7 @@ class LoaderScopeExtension(SchemaExtension):
         return self._execution_context
 
     @execution_context.setter
-    def execution_context(self, context: Any) -> None:
+    def execution_context(self, context: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._execution_context = context
         schema = context.schema
         schema.execution_context_class = _with_scopes(schema.execution_context_class)

@@ -1,4 +1,4 @@
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import anyio
@@ -11,7 +11,7 @@ async def fetch_names(ids: list[int]) -> list[str]:
     return [f"user {id}" for id in ids]
 
 
-async def pages(size: int) -> AsyncIterator[list[str]]:
+async def pages(size: int) -> AsyncGenerator[list[str], None]:
     for start in range(0, 100, size):
         async with LoaderScope():  # for each page; it is left before `yield`
             page = await fetch_names.load_many(range(start, start + size))

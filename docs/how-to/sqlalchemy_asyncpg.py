@@ -39,7 +39,7 @@ async def fetch_names(ids: list[int]) -> dict[int, str]:
     query = text("SELECT id, 'user ' || id FROM generate_series(1, 100) id WHERE id = ANY(:ids)")
     async with engine.connect() as connection:
         rows = await connection.execute(query, {"ids": ids})
-        return dict(rows.tuples().all())
+        return dict(rows.all())
 
 
 async def main() -> None:

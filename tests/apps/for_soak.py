@@ -160,10 +160,7 @@ async def chat(scope: Any, receive: Any, send: Any) -> None:
         data = request_data.get()
         data.row += 1
         async with LoaderScope():
-            async with anyio.create_task_group() as tasks:
-                first = tasks.start_soon(row_value.load, message["text"])
-                again = tasks.start_soon(row_value.load, message["text"])
-        text = f"{first.return_value} {again.return_value}"
+            text = " ".join(await row_value.load_many([message["text"]] * 2))
         try:
             await send({"type": "websocket.send", "text": text})
         except Exception:  # what it is depends on the server
