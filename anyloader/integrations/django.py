@@ -28,8 +28,8 @@ class DjangoScope(LoaderScope):
     view, they wait for the thread, and the view waits for them. So a load from there raises an error
     that says where to open the scope: within the coroutine. Async views are not concerned.
 
-    It looks where :meth:`get` is called, which ``@batch_loader`` functions do at each load. All said
-    of :class:`LoaderScope` holds besides.
+    It looks where ``get`` is called, which ``@batch_loader`` functions do at each load. All said of
+    :class:`~anyloader.LoaderScope` holds besides.
     """
 
     async def __aenter__(self) -> Any:
@@ -38,7 +38,7 @@ class DjangoScope(LoaderScope):
 
     def get(self, source: Any, **arguments: Any) -> Any:
         """
-        As :meth:`LoaderScope.get`.
+        As :meth:`~anyloader.LoaderScope.get`.
 
         :raises RuntimeError: also if called within ``async_to_sync``, where this scope was entered
             outside of it
