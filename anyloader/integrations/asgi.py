@@ -34,8 +34,8 @@ class LoaderScopeMiddleware:
 
     Every loader used in the application finds it, by :func:`~anyloader.current_scope`, by
     ``@batch_loader`` functions, or by a loader's first load. It is left when the application
-    returns, after background tasks. What the application raises comes out as it is, and what cancels
-    it cancels its batches. A batch that fails or is cancelled cancels no application.
+    returns, after background tasks. An error of the application comes out as it is, and what cancels
+    the application cancels its batches. A batch that fails or is cancelled cancels no application.
 
     WebSockets get no scope: a connection lasts for hours, and what it has loaded would grow old with
     it. Open a ``LoaderScope`` for each message. All else, such as ``lifespan``, passes through too.
