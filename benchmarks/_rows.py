@@ -17,6 +17,8 @@ from typing import Any
 
 import anyio
 
+from anyloader.integrations.asgi import App, LoaderScopeMiddleware
+
 from ._contenders import (
     OURS,
     ROUNDS_0,
@@ -322,6 +324,46 @@ def hooks_contests() -> Iterator[Contest]:
         yield Contest(name, samples, [(OURS, "without hooks")])
 
 
+# The middleware
+
+
+async def _app(scope: Any, receive: Any, send: Any) -> None:
+    await receive()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _receive() -> dict[str, Any]:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def _send(message: dict[str, Any]) -> None:
+    pass
+
+
+def _requests(app: App, n: int = 1_000) -> float:
+    scope = {"type": "http", "method": "GET", "path": "/"}
+
+    async def requests() -> None:
+        for _ in range(n):
+            await app(scope, _receive, _send)
+
+    async def main() -> float:
+        return await _timed(requests, n)
+
+    return asyncio.run(main())
+
+
+def middleware_contests() -> Iterator[Contest]:
+    """What it adds to a request of an application that does nothing."""
+    wrapped = LoaderScopeMiddleware(_app)
+    contenders: dict[str, Sample] = {
+        "the middleware": lambda: _requests(wrapped) - _requests(_app),
+        "1 us": lambda: 1e-6,
+    }
+    yield Contest("asyncio", contenders, [("the middleware", "1 us")])
+
+
 # Importing
 
 
@@ -385,6 +427,7 @@ _BOUNDED: list[tuple[str, str, float, str, _Contests]] = [
     ("scaling", "load_many of 1,000 to 1,000,000 keys", 2, "us", scaling_contests),
     ("cancel", "16,000 waiting tasks cancelled", 1.3, "us", cancel_contests),
     ("hooks", "hooks where none is given", 1.05, "us", hooks_contests),
+    ("middleware", "a request in LoaderScopeMiddleware", 20, "us", middleware_contests),
     ("import", "import anyloader, beyond anyio", 15, "ms", import_contests),
 ]
 

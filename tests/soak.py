@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import anyio
 from anyio.abc import SocketAttribute, SocketStream
+from websockets.asyncio.client import connect
 
 from support import SERVERS, Server, serve
 
@@ -42,7 +43,10 @@ KINDS = {
     "crash": (1, 9),
     "upload": (2, 200_000),
     "stream": (3, 5),
+    "order": (3, 30),
+    "chat": (2, 12),
 }
+POSTS = ("upload", "order")
 
 
 class Request(NamedTuple):
@@ -55,11 +59,11 @@ class Request(NamedTuple):
     reset: bool
 
     def encode(self) -> bytes:
-        # By HTTP/1.0 a response ends where the connection does.
         body = b"x" * self.number if self.kind == "upload" else b""
         return (
-            f"{'POST' if body else 'GET'} /{self.kind}/{self.number}?token={self.token} HTTP/1.0\r\n"
-            f"Host: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"{'POST' if self.kind in POSTS else 'GET'} /{self.kind}/{self.number}?token={self.token} HTTP/1.1\r\n"
+            "Host: localhost\r\nConnection: close\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
         ).encode() + body
 
     def answers(self) -> set[tuple[int, str]]:
@@ -118,6 +122,8 @@ def requests(count: int, seed: int) -> Iterator[Request]:
 async def send(request: Request, port: int) -> str:
     """Send one request and say how it ended."""
     with anyio.move_on_after(ANSWER_WITHIN):
+        if request.kind == "chat":
+            return await chat(request, port)
         async with await anyio.connect_tcp("127.0.0.1", port) as stream:
             if request.patience is None:
                 status, text = await exchange(request, stream)
@@ -133,17 +139,52 @@ async def send(request: Request, port: int) -> str:
 
 
 async def exchange(request: Request, stream: SocketStream) -> tuple[int, str]:
-    await stream.send(request.encode())
+    return await ask(stream, request.encode())
+
+
+async def chat(request: Request, port: int) -> str:
+    """Send so many messages over a WebSocket, one after the other; or leave, whatever is under way."""
+    url = f"ws://127.0.0.1:{port}/chat/0?token={request.token}"
+    async with connect(url, compression=None) as websocket:
+        for number in range(1, request.number + 1):
+            await websocket.send(f"message {number}")
+            if request.patience is not None and number == request.number:
+                if request.reset:
+                    websocket.transport.abort()
+                return "left"
+            answer = await websocket.recv()
+            right = f"{request.token}:message {number}:{number}"
+            if answer != f"{right} {right}":
+                return f"wrong: {request} got {answer!r}"
+    return "chat"
+
+
+async def ask(stream: SocketStream, request: bytes) -> tuple[int, str]:
+    """Send a request whose connection the server closes after the response."""
+    await stream.send(request)
     received = b"".join([chunk async for chunk in stream])
     head, _, body = received.partition(b"\r\n\r\n")
+    if b"\r\ntransfer-encoding: chunked" in head.lower():
+        body = dechunked(body)
     return int(head.split()[1]), body.decode()
+
+
+def dechunked(body: bytes) -> bytes:
+    """:raises ValueError: if it is not all there"""
+    chunks: list[bytes] = []
+    while True:
+        size, _, body = body.partition(b"\r\n")
+        length = int(size, 16)
+        if not length:
+            return b"".join(chunks)
+        chunks.append(body[:length])
+        body = body[length + 2 :]
 
 
 async def leftovers(port: int) -> dict[str, Any]:
     async with await anyio.connect_tcp("127.0.0.1", port) as stream:
-        await stream.send(b"GET /leftovers HTTP/1.0\r\nHost: localhost\r\n\r\n")
-        received = b"".join([chunk async for chunk in stream])
-    found: dict[str, Any] = json.loads(received.partition(b"\r\n\r\n")[2])
+        request = b"GET /leftovers HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        found: dict[str, Any] = json.loads((await ask(stream, request))[1])
     return found
 
 
@@ -156,6 +197,9 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     batches = Counter(after["batches"])
     if batches["started"] != batches["ended"] + batches["cancelled"]:
         faults.append(f"batches: {dict(batches)}")
+    orders = Counter(after["orders"])
+    if orders["charged"] != orders["ordered"]:
+        faults.append(f"orders: {dict(orders)}")
     return faults
 
 
@@ -211,8 +255,10 @@ def show(figures: Figures) -> None:
     print(f"{figures.server}: {count} requests in {figures.seconds:.0f} s")
     print("  " + ", ".join(f"{outcomes[outcome]} x {outcome}" for outcome in sorted(outcomes)))
     print(f"  {started} batches, {cancelled} of them cancelled")
-    library = sum(after["objects of the library"].values())
-    print(f"  left: {after['requests']} requests, {library} objects of the library,", end=" ")
+    library = sum(after["objects of the library"].values()) - sum(
+        before["objects of the library"].values()
+    )
+    print(f"  left: {after['requests']} requests, {library:+} objects of the library,", end=" ")
     for what in ("tasks", "files", "objects"):
         print(f"{after[what] - before[what]:+} {what}", end="\n" if what == "objects" else ", ")
     for fault in figures.faults[:20]:

@@ -1210,7 +1210,8 @@ async def call_middleware(app: Any, *messages: str) -> None:
     async def send(message: Any) -> None:
         raise AssertionError
 
-    await LoaderScopeMiddleware(app)({"type": "http"}, receive, send)
+    middleware = LoaderScopeMiddleware(app, cancel_on_disconnect=True)
+    await middleware({"type": "http"}, receive, send)
 
 
 async def test_a_request_whose_client_has_gone_ends_without_a_cancellation() -> None:

@@ -35,6 +35,8 @@ ONLY_ON = {
     "how-to/compat_before": "asyncio",
     "how-to/compat_step": "asyncio",
     "how-to/strawberry_before": "asyncio",
+    "how-to/web_quart": "asyncio",
+    "how-to/worker_taskiq": "asyncio",
 }
 
 SNIPPETS = {
@@ -43,12 +45,14 @@ SNIPPETS = {
     if "_build" not in path.parts and "_ext" not in path.parts and path.name != "conf.py"
 }
 PROGRAMS = {name: path for name, path in SNIPPETS.items() if path.with_suffix(".out").exists()}
-APPS = [name for name in SNIPPETS if name.startswith("how-to/web_")]
+#: Run in test_frameworks.py.
+IN_SERVERS = ["how-to/aiohttp_app", "how-to/strawberry_fastapi", "how-to/web_django"]
+APPS = [name for name in SNIPPETS if name.startswith("how-to/web_") and name not in IN_SERVERS]
 TESTS = [name for name in SNIPPETS if Path(name).name.startswith("test_")]
 #: Imported by other snippets.
 MODULES = ["how-to/sqlalchemy_models", "tutorial/library"]
-#: Need a server, and are run where there is one: in test_value_caches.py.
-WITH_SERVER = ["how-to/value_cache_redis"]
+#: Need a server, and are run where there is one: in test_value_caches.py and test_postgres.py.
+WITH_SERVER = ["how-to/value_cache_redis", "how-to/sqlalchemy_asyncpg"]
 #: These leave hanging tasks behind, which is what they are there to show.
 OTHERS = ["explanation/failures", "explanation/on_trio"]
 
@@ -58,6 +62,7 @@ PUBLIC: dict[str, set[str]] = {
     "anyloader.compat": set(),
     "anyloader.hooks": {"Hooks"},
     "anyloader.integrations.asgi": set(),
+    "anyloader.integrations.django": set(),
     "anyloader.integrations.graphql": set(),
     "anyloader.integrations.memory": set(),
     "anyloader.integrations.opentelemetry": set(),
@@ -127,6 +132,8 @@ def test_a_program_prints_what_the_page_says(
 def test_a_web_application_sends_one_batch_for_each_request(
     name: str, library: str, load: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if ONLY_ON.get(name, library) != library:
+        pytest.skip(f"for {ONLY_ON[name]}")
     httpx: Any = pytest.importorskip("httpx")
     app = load(name)["app"]
 
@@ -185,7 +192,7 @@ def test_other_loaders_fail_as_the_explanation_says(name: str) -> None:
 
 
 def test_every_snippet_is_tested() -> None:
-    tested = {*PROGRAMS, *APPS, *TESTS, *MODULES}
+    tested = {*PROGRAMS, *APPS, *IN_SERVERS, *TESTS, *MODULES}
     assert set(SNIPPETS) - tested == set()
     assert set(ONLY_ON) <= set(SNIPPETS)
 

@@ -1,16 +1,16 @@
-"""A :class:`~anyloader.LoaderScope` for every request, in any ASGI application."""
+"""A :class:`~anyloader.LoaderScope` for every HTTP request, in any ASGI application."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
+from inspect import iscoroutinefunction, signature
 from typing import Any
 
 import anyio
 
-from .._dispatcher import leave_bare
 from .._scope import LoaderScope
 
-__all__ = ("LoaderScopeMiddleware",)
+__all__ = ("LoaderScopeMiddleware", "safe_methods")
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -18,114 +18,147 @@ Send = Callable[[Message], Awaitable[None]]
 # Frameworks have types of their own for these three, which exclude one another.
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
-#: Messages of an application after which there are no more, unless they say so.
-_LAST = {
-    "http.response.body",
-    "http.response.pathsend",
-    "websocket.close",
-    "websocket.http.response.body",
-}
+
+def safe_methods(scope: Any) -> bool:
+    """
+    Whether a request only reads: by GET, HEAD or OPTIONS.
+
+    :param scope: the ASGI scope of an HTTP request
+    """
+    return scope["method"] in ("GET", "HEAD", "OPTIONS")
 
 
 class LoaderScopeMiddleware:
     """
-    Pure ASGI middleware: runs each HTTP request and each WebSocket connection in a scope of its own.
+    Pure ASGI middleware: runs each HTTP request in a loader scope of its own.
 
     Every loader used in the application finds it, by :func:`~anyloader.current_scope`, by
-    ``@batch_loader`` functions, or by a loader's first load. What the application raises comes out
-    as it is, and what cancels it cancels its batches.
+    ``@batch_loader`` functions, or by a loader's first load. It is left when the application
+    returns, after background tasks. An error of the application comes out as it is, and what cancels
+    the application cancels its batches. A batch that fails or is cancelled cancels no application.
 
-    **Disconnects.** An HTTP client that leaves before the response is complete cancels the request:
-    the application, as any timeout would, and with it the batches. A WebSocket application is told
-    by its server, as ever, and goes on; its batches are cancelled, so that it hears of it even while
-    it awaits a load. To see a disconnect in time, at most three messages are received ahead of the
-    application; one that comes behind more than these, as after an upload that the application does
-    not read, is seen late. A client that leaves after the end of the response, or of the WebSocket
-    connection, cancels nothing: background tasks go on.
+    WebSockets get no scope: a connection lasts for hours, and what it has loaded would grow old with
+    it. Open a ``LoaderScope`` for each message. All else, such as ``lifespan``, passes through too.
+
+    **Disconnects.** A client that leaves cancels nothing, as without the middleware, unless that is
+    asked for. Then one that leaves before the response is complete cancels the application, as any
+    timeout would, and its batches; one that leaves later cancels nothing, so that background tasks
+    go on. (A client that closes its sending half, and waits for the response, has left in the eyes
+    of most servers.) To see it in time, at most three messages are received ahead of the
+    application; a disconnect behind more than these, as after an upload that nobody reads, is seen
+    late.
 
     :param app: the application
-    :param cancel_on_disconnect: ``False`` leaves requests alone whose client has gone
+    :param make_scope: called without arguments for each request; returns the scope for it. With
+        ``lambda: LoaderScope(hooks=[...])`` hooks get in
+    :param cancel_on_disconnect: whether a client that leaves cancels its request; or a callable that
+        says so, given the ASGI scope, such as :func:`safe_methods`
+    :raises TypeError: if ``app`` cannot be called with three arguments, ``make_scope`` cannot be
+        called, or ``cancel_on_disconnect`` is neither a bool nor a plain function; from a request, if
+        ``make_scope`` returns no ``LoaderScope``
+    :raises RuntimeError: from a request, if ``make_scope`` returns a scope that was entered before
     """
 
-    def __init__(self, app: App, *, cancel_on_disconnect: bool = True) -> None:
+    def __init__(
+        self,
+        app: App,
+        *,
+        make_scope: Callable[[], LoaderScope] = LoaderScope,
+        cancel_on_disconnect: bool | Callable[[Any], bool] = False,
+    ) -> None:
+        try:
+            signature(app).bind("scope", "receive", "send")
+        except TypeError:
+            raise TypeError(
+                "LoaderScopeMiddleware takes an ASGI application, which is called with scope, "
+                f"receive and send, not {app!r}; a WSGI application needs an adapter to ASGI"
+            ) from None
+        except ValueError:
+            pass  # of something that has no signature to read
+        if not callable(make_scope):
+            raise TypeError(
+                "make_scope must be a callable that returns a new LoaderScope for each request, "
+                f"not {make_scope!r}"
+            )
+        if not isinstance(cancel_on_disconnect, bool) and (
+            not callable(cancel_on_disconnect) or iscoroutinefunction(cancel_on_disconnect)
+        ):
+            raise TypeError(
+                "cancel_on_disconnect must be a bool or a plain function of the ASGI scope, "
+                f"not {cancel_on_disconnect!r}"
+            )
         self._app = app
+        self._make_scope = make_scope
         self._cancel_on_disconnect = cancel_on_disconnect
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] not in ("http", "websocket"):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
-        elif not self._cancel_on_disconnect:
-            async with LoaderScope():
-                await self._app(scope, receive, send)
-        else:
-            await _Request(self._app, scope, receive, send).run()
-
-
-class _Request:
-    """One request whose client is watched while the application works."""
-
-    def __init__(self, app: App, scope: Message, receive: Receive, send: Send) -> None:
-        self._app = app
-        self._scope = scope
-        self._receive = receive
-        self._send = send
-        # Messages received ahead of the application; the watcher may hold one more. An application
-        # need not receive the request to which it responds, and the disconnect comes after that:
-        # two messages for a short body on some servers. Closed by the watcher after the last one.
-        self._ahead, self._messages = anyio.create_memory_object_stream[Message](2)
-        #: The last message, set when the stream is closed.
-        self._disconnect: Message = {}
-        #: Whether the application has sent all there is to send.
-        self._complete = False
-
-    async def run(self) -> None:
-        leaving: BaseException | None = None
-        tasks = anyio.create_task_group()
-        await tasks.__aenter__()
-        with self._ahead, self._messages:
-            try:
-                async with LoaderScope() as loaders:
-                    tasks.start_soon(self._watch, loaders, tasks.cancel_scope)
-                    await self._app(self._scope, self._take, self._pass_on)
-            except BaseException as exc:
-                leaving = exc
-            tasks.cancel_scope.cancel()  # the watcher, before it can see the stream closed
-        try:
-            await leave_bare(tasks, leaving)
-            if leaving is not None and not isinstance(leaving, anyio.get_cancelled_exc_class()):
-                raise leaving
-        finally:
-            del leaving  # its traceback holds this frame, which shall not hold it
-
-    async def _watch(self, loaders: LoaderScope, request: anyio.CancelScope) -> None:
-        while True:
-            message = await self._receive()
-            if message["type"].endswith(".disconnect"):
-                break
-            await self._ahead.send(message)
-        self._disconnect = message
-        self._ahead.close()
-        if self._complete:
             return
-        if message["type"] == "websocket.disconnect":
-            loaders.cancel("the client disconnected")
+        loaders = self._make_scope()
+        if not isinstance(loaders, LoaderScope):
+            raise TypeError(
+                "make_scope must return a new LoaderScope for each request; it returned an object "
+                f"of type {type(loaders).__qualname__}"
+            )
+        cancels = self._cancel_on_disconnect
+        if cancels if isinstance(cancels, bool) else cancels(scope):
+            await _run_watched(self._app, loaders, scope, receive, send)
         else:
-            request.cancel()
+            async with loaders:
+                await self._app(scope, receive, send)
 
-    async def _take(self) -> Message:
-        """Receive, for the application."""
+
+async def _run_watched(
+    app: App, loaders: LoaderScope, scope: Any, receive: Receive, send: Send
+) -> None:
+    """Run one request, and cancel it if its client leaves before it has got all of the response."""
+    complete = False
+    error: Exception | None = None
+    # An application need not receive the request to which it responds, and the disconnect comes after
+    # that: two messages for a short body on some servers. The watcher may hold one more. It closes
+    # this after the last one.
+    ahead, messages = anyio.create_memory_object_stream[Message](2)
+
+    async def watch() -> None:
+        nonlocal error
         try:
-            # What is there is returned without a checkpoint, as servers do: frameworks look for a
-            # disconnect by receiving in a scope that is cancelled already.
-            try:
-                return self._messages.receive_nowait()
-            except anyio.WouldBlock:
-                return await self._messages.receive()
-        except anyio.EndOfStream:
-            return self._disconnect
+            while (message := await receive())["type"] != "http.disconnect":
+                await ahead.send(message)
+        except Exception as exc:
+            error = exc
+        ahead.close()
+        if error is not None or not complete:
+            request.cancel_scope.cancel()
 
-    async def _pass_on(self, message: Message) -> None:
-        """Send, for the application."""
-        if message["type"] in _LAST and not message.get("more_body", False):
-            self._complete = True
-        await self._send(message)
+    async def take() -> Message:
+        # What is there is returned without a checkpoint, as servers do: frameworks look for a
+        # disconnect by receiving in a scope that is cancelled already.
+        try:
+            try:
+                return messages.receive_nowait()
+            except anyio.WouldBlock:
+                return await messages.receive()
+        except anyio.EndOfStream:
+            return {"type": "http.disconnect"}
+
+    async def pass_on(message: Message) -> None:
+        nonlocal complete
+        if message["type"] in ("http.response.body", "http.response.pathsend"):
+            complete = not message.get("more_body", False)
+        await send(message)
+
+    try:
+        with ahead, messages:
+            async with anyio.create_task_group() as request:
+                request.start_soon(watch)
+                try:
+                    async with loaders:
+                        await app(scope, take, pass_on)
+                except Exception as exc:
+                    error = exc  # which the task group would wrap
+                request.cancel_scope.cancel()  # the watcher, before it can see the stream closed
+        if error is not None:
+            raise error
+    finally:
+        del error  # its traceback holds this frame

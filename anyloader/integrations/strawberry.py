@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
+from functools import lru_cache
+from typing import Any
 
 from strawberry.extensions import SchemaExtension
 from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
@@ -27,20 +29,72 @@ class AnyioExecutionContext(AnyioExecutor, StrawberryGraphQLCoreExecutionContext
 
 class LoaderScopeExtension(SchemaExtension):
     """
-    Runs each operation in a loader scope of its own::
+    Runs each operation, and each event of a subscription, in a loader scope of its own::
 
         schema = strawberry.Schema(Query, extensions=[LoaderScopeExtension])
 
     In resolvers ``@batch_loader`` functions, :func:`~anyloader.current_scope` and the first load of
-    any loader find it. It is left when the operation has been executed: loads that nobody awaits are
-    cancelled then, and so are all if the operation is cancelled. What is delivered later (``@defer``,
-    ``@stream``, the events of a subscription) finds it closed; use
-    :class:`~anyloader.integrations.asgi.LoaderScopeMiddleware` for these, which spans the request.
+    any loader find it. It is left when the operation, or the event, has been executed: loads that
+    nobody awaits are cancelled then, and so are all if the operation is cancelled. So a socket that
+    stays open for hours keeps nothing of what its operations loaded, and no event sees what an
+    earlier one did.
+
+    The generator of a subscription runs between its events, in none of these scopes. To load it opens
+    a scope, and leaves it before it yields. What is delivered after the first response (``@defer``,
+    ``@stream``) finds the operation's scope closed; there
+    :class:`~anyloader.integrations.asgi.LoaderScopeMiddleware` helps, which spans the request. Events
+    need graphql-core 3.3; with 3.2 they have no scope.
 
     ``schema.execute_sync`` refuses it, as any extension that is async.
     """
+
+    # Strawberry has no hook around the execution of an event, but it asks its schema for the class
+    # that executes, after it has told the extensions what is executed.
+
+    @property
+    def execution_context(self) -> Any:
+        """What is executed; set by Strawberry for each operation."""
+        return self._execution_context
+
+    @execution_context.setter
+    def execution_context(self, context: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self._execution_context = context
+        schema = context.schema
+        schema.execution_context_class = _with_scopes(schema.execution_context_class)
 
     async def on_execute(self) -> AsyncIterator[None]:
         """Open the scope, and leave it after the operation; entering is no checkpoint."""
         async with LoaderScope():
             yield
+
+
+class _ScopeForEachEvent:
+    """Added to a class that executes; graphql-core 3.3 makes a copy of the executor for each event."""
+
+    _is_event = False
+
+    def build_per_event_executor(self, payload: Any) -> Any:
+        stock: Any = super()
+        executor = stock.build_per_event_executor(payload)
+        executor._is_event = True
+        return executor
+
+    def execute_operation(self, *args: Any) -> Any:
+        stock: Any = super()
+        execute = stock.execute_operation
+        return _in_scope(execute, *args) if self._is_event else execute(*args)
+
+
+async def _in_scope(execute: Any, *args: Any) -> Any:
+    async with LoaderScope():
+        result = execute(*args)
+        return await result if isinstance(result, Awaitable) else result
+
+
+@lru_cache
+def _with_scopes(executor: type[Any]) -> type[Any]:
+    if issubclass(executor, _ScopeForEachEvent):
+        return executor
+    return type(
+        executor.__name__, (_ScopeForEachEvent, executor), {"__module__": executor.__module__}
+    )

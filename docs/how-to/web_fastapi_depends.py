@@ -1,26 +1,47 @@
 from collections.abc import AsyncGenerator
+from contextvars import ContextVar
 from typing import Annotated
 
+from anyio import from_thread
 from fastapi import Depends, FastAPI
 
-from anyloader import DataLoader
-
-app = FastAPI()
+from anyloader import LoaderScope, batch_loader
 
 
+class Session:
+    async def names(self, ids: list[int]) -> list[str]:
+        print("batch", ids)
+        return [f"user {id}" for id in ids]
+
+
+session: ContextVar[Session] = ContextVar("session")
+
+
+@batch_loader
 async def fetch_names(ids: list[int]) -> list[str]:
-    print("batch", ids)
-    return [f"user {id}" for id in ids]
+    return await session.get().names(ids)
 
 
-async def open_names() -> AsyncGenerator[DataLoader[int, str], None]:
-    async with DataLoader(fetch_names) as loader:
-        yield loader
+async def get_session() -> AsyncGenerator[Session, None]:
+    yield Session()
 
 
-Names = Annotated[DataLoader[int, str], Depends(open_names)]
+async def loader_scope(
+    request_session: Annotated[Session, Depends(get_session)],
+) -> AsyncGenerator[LoaderScope, None]:
+    session.set(request_session)
+    async with LoaderScope() as scope:
+        yield scope
+
+
+app = FastAPI(dependencies=[Depends(loader_scope)])
 
 
 @app.get("/")
-async def show(names: Names) -> list[str]:
-    return await names.load_many([1, 2, 1])
+async def show() -> list[str]:
+    return await fetch_names.load_many([1, 2, 1])
+
+
+@app.get("/sync")
+def show_from_a_thread() -> list[str]:
+    return from_thread.run(fetch_names.load_many, [1, 2, 1])

@@ -14,10 +14,8 @@ from weakref import WeakSet
 
 import anyio
 
-from anyloader import DataLoader, LoaderScope, LoadHandle, LoadManyHandle, batch_loader
-from anyloader._batch import Batch
-from anyloader._dispatcher import Dispatcher
-from anyloader.integrations.asgi import LoaderScopeMiddleware, _Request
+from anyloader import LoaderScope, batch_loader
+from anyloader.integrations.asgi import LoaderScopeMiddleware, safe_methods
 
 
 class RequestData:
@@ -26,12 +24,14 @@ class RequestData:
     def __init__(self, token: str) -> None:
         self.token = token
         self.memory = bytearray(1024)
+        self.row = 0
         alive.add(self)
 
 
 alive: WeakSet[RequestData] = WeakSet()
 request_data: ContextVar[RequestData] = ContextVar("request_data")
 batches: Counter[str] = Counter()
+orders: Counter[str] = Counter()
 
 
 # Batch functions answer with the token of their request: a value of another one would show.
@@ -77,6 +77,12 @@ async def partly_broken(keys: list[int]) -> list[str | KeyError]:
     return [KeyError(f"{token}:{key}") if key % 2 else f"{token}:{key}" for key in keys]
 
 
+@batch_loader
+async def row_value(texts: list[str]) -> list[str]:
+    token = await run_batch(0)
+    return [f"{token}:{text}:{request_data.get().row}" for text in texts]
+
+
 async def answer(kind: str, number: int, receive: Any) -> tuple[int, str]:
     """Answer a request: its status and its text."""
     if kind == "values":
@@ -115,9 +121,16 @@ async def answer(kind: str, number: int, receive: Any) -> tuple[int, str]:
         size = 0
         while True:
             message = await receive()
+            if message["type"] == "http.disconnect":
+                return 400, "no more came"
             size += len(message["body"])
             if not message.get("more_body", False):
                 return 200, await value.load(size)
+    if kind == "order":
+        orders["charged"] += 1
+        text = await slow.load(number)
+        orders["ordered"] += 1
+        return 200, text
     raise ValueError(kind)
 
 
@@ -139,30 +152,43 @@ async def respond(send: Any, status: int, text: str) -> None:
     await send({"type": "http.response.body", "body": text.encode()})
 
 
-in_scope = LoaderScopeMiddleware(service)
+async def chat(scope: Any, receive: Any, send: Any) -> None:
+    """Answer each message with what is in a row now, which a message before it has changed."""
+    assert (await receive())["type"] == "websocket.connect"
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        data = request_data.get()
+        data.row += 1
+        async with LoaderScope():
+            text = " ".join(await row_value.load_many([message["text"]] * 2))
+        try:
+            await send({"type": "websocket.send", "text": text})
+        except Exception:  # what it is depends on the server
+            break  # as the client has left
+
+
+in_scope = LoaderScopeMiddleware(service, cancel_on_disconnect=safe_methods)
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    if scope["type"] != "http":
-        raise RuntimeError("only HTTP in here")
+    if scope["type"] == "lifespan":
+        raise RuntimeError("there is nothing to start in here")
     if scope["path"] == "/leftovers":
         await respond(send, 200, json.dumps(leftovers()))
         return
     query = dict(parse_qsl(scope["query_string"].decode()))
     request_data.set(RequestData(query["token"]))
-    await in_scope(scope, receive, send)
+    await (in_scope if scope["type"] == "http" else chat)(scope, receive, send)
 
 
 # What is left
 
-KINDS = (Batch, DataLoader, Dispatcher, LoadHandle, LoadManyHandle, LoaderScope, _Request)
-
 
 def leftovers() -> dict[str, Any]:
     gc.collect()
-    kinds = Counter({kind.__name__: 0 for kind in KINDS})
     everything = gc.get_objects()
-    kinds.update(type(thing).__name__ for thing in everything if isinstance(thing, KINDS))
+    modules = ((type(thing).__module__, type(thing).__name__) for thing in everything)
+    kinds = Counter(name for module, name in modules if str(module).startswith("anyloader"))
     return {
         "requests": len(alive),
         "objects of the library": dict(kinds),
@@ -170,6 +196,7 @@ def leftovers() -> dict[str, Any]:
         "files": len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0,
         "objects": len(everything),
         "batches": dict(batches),
+        "orders": dict(orders),
     }
 
 

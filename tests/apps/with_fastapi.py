@@ -51,6 +51,11 @@ async def slow(name: str) -> str:
     return await work.slow.load(name)
 
 
+@router.api_route("/order/{name}", methods=["GET", "POST"], response_class=PlainTextResponse)
+async def order(name: str) -> str:
+    return await work.order(name)
+
+
 @router.get("/timeout/{name}", response_class=PlainTextResponse, status_code=504)
 async def timeout(name: str) -> str:
     return await work.within(0.2, name)
@@ -77,9 +82,7 @@ async def chat(websocket: WebSocket, name: str) -> None:
     await websocket.accept()
     try:
         while True:
-            answer = await work.chat(name, await websocket.receive_text())
-            if answer:
-                await websocket.send_text(answer)
+            await websocket.send_text(await work.chat(await websocket.receive_text()))
     except WebSocketDisconnect:
         work.log[name].append("disconnected")
 

@@ -8,10 +8,11 @@ from litestar import Litestar, MediaType, Request, Response, WebSocket, get, pos
 from litestar.background_tasks import BackgroundTask
 from litestar.enums import HttpMethod
 from litestar.exceptions import HTTPException, WebSocketDisconnect
+from litestar.middleware import DefineMiddleware
 from litestar.response import Stream
 
 import work
-from anyloader.integrations.asgi import LoaderScopeMiddleware
+from anyloader.integrations.asgi import LoaderScopeMiddleware, safe_methods
 
 
 @get("/squares/{count:int}")
@@ -41,6 +42,11 @@ async def slow(name: str) -> str:
     return await work.slow.load(name)
 
 
+@route("/order/{name:str}", http_method=[HttpMethod.GET, HttpMethod.POST], media_type="text/plain")
+async def order(name: str) -> str:
+    return await work.order(name)
+
+
 @get("/timeout/{name:str}", media_type=MediaType.TEXT, status_code=504)
 async def timeout(name: str) -> str:
     return await work.within(0.2, name)
@@ -66,9 +72,7 @@ async def chat(socket: WebSocket[Any, Any, Any], name: str) -> None:
     await socket.accept()
     try:
         while True:
-            answer = await work.chat(name, await socket.receive_text())
-            if answer:
-                await socket.send_text(answer)
+            await socket.send_text(await work.chat(await socket.receive_text()))
     except WebSocketDisconnect:
         work.log[name].append("disconnected")
 
@@ -80,11 +84,12 @@ app = Litestar(
         teapot,
         crash,
         slow,
+        order,
         timeout,
         upload,
         background,
         stream,
         chat,
     ],
-    middleware=[LoaderScopeMiddleware],
+    middleware=[DefineMiddleware(LoaderScopeMiddleware, cancel_on_disconnect=safe_methods)],
 )

@@ -12,7 +12,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 import work
-from anyloader.integrations.asgi import LoaderScopeMiddleware
+from anyloader.integrations.asgi import LoaderScopeMiddleware, safe_methods
 
 
 async def squares(request: Request) -> Response:
@@ -37,6 +37,10 @@ async def slow(request: Request) -> Response:
     return PlainTextResponse(await work.slow.load(request.path_params["name"]))
 
 
+async def order(request: Request) -> Response:
+    return PlainTextResponse(await work.order(request.path_params["name"]))
+
+
 async def timeout(request: Request) -> Response:
     return PlainTextResponse(await work.within(0.2, request.path_params["name"]), 504)
 
@@ -59,9 +63,7 @@ async def chat(websocket: WebSocket) -> None:
     name = websocket.path_params["name"]
     try:
         while True:
-            answer = await work.chat(name, await websocket.receive_text())
-            if answer:
-                await websocket.send_text(answer)
+            await websocket.send_text(await work.chat(await websocket.receive_text()))
     except WebSocketDisconnect:
         work.log[name].append("disconnected")
 
@@ -73,11 +75,12 @@ app = Starlette(
         Route("/teapot", teapot),
         Route("/crash", crash),
         Route("/slow/{name}", slow, methods=["GET", "POST"]),
+        Route("/order/{name}", order, methods=["GET", "POST"]),
         Route("/timeout/{name}", timeout),
         Route("/upload", upload, methods=["POST"]),
         Route("/background/{name}", background),
         Route("/stream/{name}", stream),
         WebSocketRoute("/chat/{name}", chat),
     ],
-    middleware=[Middleware(LoaderScopeMiddleware)],
+    middleware=[Middleware(LoaderScopeMiddleware, cancel_on_disconnect=safe_methods)],
 )

@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 from anyio.lowlevel import checkpoint
 
-from anyloader import LoadCancelledError, batch_loader, current_scope
+from anyloader import LoaderNotOpenError, LoaderScope, batch_loader, current_scope
 
 #: What happened, by the name that the client gave to it.
 log: defaultdict[str, list[str]] = defaultdict(list)
@@ -105,12 +105,23 @@ async def lines(name: str) -> AsyncIterator[bytes]:
         yield b"never"
 
 
-async def chat(name: str, text: str) -> str:
-    """Answer one message of a WebSocket connection; nothing, if there is no one to answer."""
-    if text != "slow":
+async def order(name: str) -> str:
+    """Do half of a job, wait until somebody asks for the log "<name>-left", do the other half."""
+    left = asked_for[f"{name}-left"] = anyio.Event()
+    log[name].append("charged")
+    await left.wait()
+    log[name].append(f"ordered {await square.load(3)}")
+    return "ordered"
+
+
+async def chat(text: str) -> str:
+    """Answer one message of a WebSocket connection."""
+    if text == "outside":
+        try:
+            square.load(1)
+        except LoaderNotOpenError as exc:
+            return str(exc)
+    async with LoaderScope():
+        if text == "serial":
+            return str(await serial.load("chat"))
         return str(await square.load(int(text)))
-    try:
-        return await slow.load(name)
-    except LoadCancelledError:
-        log[name].append("load cancelled")
-        return ""

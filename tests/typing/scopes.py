@@ -23,7 +23,7 @@ from anyloader import (
     current_scope,
     schedules,
 )
-from anyloader.integrations.asgi import LoaderScopeMiddleware
+from anyloader.integrations.asgi import LoaderScopeMiddleware, safe_methods
 
 if TYPE_CHECKING:
     from typing_extensions import assert_type
@@ -115,4 +115,6 @@ def frameworks_take_the_middleware() -> None:
     Starlette(middleware=[Middleware(LoaderScopeMiddleware, cancel_on_disconnect=False)])
     FastAPI().add_middleware(LoaderScopeMiddleware)
     Litestar(middleware=[LoaderScopeMiddleware])
+    LoaderScopeMiddleware(application, make_scope=LoaderScope, cancel_on_disconnect=safe_methods)
+    LoaderScopeMiddleware(application, make_scope=lambda: LoaderScope(hooks=[]))
     LoaderScopeMiddleware(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,154 @@
+"""The programs of the pages on frameworks, each in the server that it is written for."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from urllib.request import urlopen
+
+import anyio
+import pytest
+
+from anyloader import batch_loader
+from support import SERVERS, serve
+
+HOW_TO = Path(__file__).parents[1] / "docs" / "how-to"
+NAMES = ["user 1", "user 2", "user 1"]
+BATCH = "batch [1, 2]\n"
+
+ON_ASYNCIO = [name for name in SERVERS if not name.endswith("trio")]
+
+
+def get(url: str) -> Any:
+    with urlopen(f"http://{url}", timeout=10) as response:
+        return json.loads(response.read())
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_fastapi_with_a_session_from_a_dependency(server: str) -> None:
+    pytest.importorskip("fastapi")
+    with serve(server, "web_fastapi_depends:app", folder=HOW_TO) as running:
+        assert get(f"{running.url}/") == NAMES
+        assert get(f"{running.url}/sync") == NAMES
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_websocket_in_starlette(server: str) -> None:
+    pytest.importorskip("starlette")
+    client = pytest.importorskip("websockets.sync.client")
+    with serve(server, "web_socket:app", folder=HOW_TO) as running:
+        assert get(f"{running.url}/") == NAMES
+        with client.connect(f"ws://{running.url}/chat") as socket:
+            for _ in range(2):
+                socket.send("[1, 2, 1]")
+                assert json.loads(socket.recv(timeout=10)) == NAMES
+
+
+@pytest.mark.parametrize("server", ON_ASYNCIO)
+def test_quart(server: str) -> None:
+    pytest.importorskip("quart")
+    with serve(server, "web_quart:app", folder=HOW_TO) as running:
+        assert get(f"{running.url}/") == NAMES
+
+
+@pytest.mark.parametrize("server", ON_ASYNCIO)
+def test_django(server: str) -> None:
+    pytest.importorskip("django")
+    with serve(server, "web_django:app", folder=HOW_TO) as running:
+        for _ in range(3):
+            assert get(f"{running.url}/") == NAMES
+            assert get(f"{running.url}/sync") == NAMES
+    assert running.log.count(BATCH) == 6
+
+
+@pytest.mark.parametrize("server", ON_ASYNCIO)
+def test_strawberrys_router_in_fastapi(server: str) -> None:
+    pytest.importorskip("fastapi")
+    pytest.importorskip("strawberry")
+    client = pytest.importorskip("websockets.sync.client")
+    with serve(server, "strawberry_fastapi:app", folder=HOW_TO) as running:
+        url = f"{running.url}/graphql"
+        answer = get(f"{url}?query={quote('{counter(id: 1) {number}}')}")
+        assert answer["data"] == {"counter": {"number": 0}}
+        with client.connect(f"ws://{url}", subprotocols=["graphql-transport-ws"]) as socket:
+            socket.send(json.dumps({"type": "connection_init"}))
+            query = {"query": "subscription {counts(id: 1) {number}}"}
+            socket.send(json.dumps({"type": "subscribe", "id": "1", "payload": query}))
+            messages = [json.loads(socket.recv(timeout=10)) for _ in range(5)]
+    assert [message["type"] for message in messages] == [
+        "connection_ack", "next", "next", "next", "complete",
+    ]  # fmt: skip
+    assert [message["payload"]["data"] for message in messages[1:4]] == [
+        {"counts": {"number": number}} for number in (1, 2, 3)
+    ]
+
+
+@pytest.mark.anyio
+@pytest.mark.only_on("asyncio")
+async def test_aiohttp(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("aiohttp")
+    utils: Any = import_module("aiohttp.test_utils")
+    app = runpy.run_path(str(HOW_TO / "aiohttp_app.py"))["app"]
+    async with utils.TestClient(utils.TestServer(app)) as client:
+        for _ in range(2):
+            async with client.get("/") as response:
+                assert await response.json() == NAMES
+    assert capsys.readouterr().out == BATCH * 2
+
+
+# --- Django's threads ---
+
+
+@pytest.mark.anyio
+@pytest.mark.only_on("asyncio")
+async def test_a_load_that_would_wait_for_its_own_thread_is_refused() -> None:
+    pytest.importorskip("asgiref")
+    from asgiref.sync import async_to_sync, sync_to_async
+
+    from anyloader.integrations.django import DjangoScope
+
+    @batch_loader
+    @sync_to_async
+    def double(keys: list[int]) -> list[int]:
+        return [key * 2 for key in keys]
+
+    async def load() -> int:
+        return await double.load(7)
+
+    async def load_in_a_scope() -> int:
+        async with DjangoScope():
+            return await double.load(7)
+
+    with anyio.fail_after(10):
+        async with DjangoScope():
+            assert await double.load(7) == 14
+            with pytest.raises(
+                RuntimeError, match="within the coroutine that is given to async_to"
+            ):
+                await sync_to_async(async_to_sync(load))()
+            assert await sync_to_async(async_to_sync(load_in_a_scope))() == 14
+            assert await double.load(8) == 16
+
+
+def test_sync_code_without_a_server_loads_in_a_scope_of_its_own() -> None:
+    """As Django's views do under WSGI."""
+    pytest.importorskip("asgiref")
+    from asgiref.sync import async_to_sync, sync_to_async
+
+    from anyloader.integrations.django import DjangoScope
+
+    @batch_loader
+    @sync_to_async
+    def double(keys: list[int]) -> list[int]:
+        return [key * 2 for key in keys]
+
+    @async_to_sync
+    async def load() -> int:
+        async with DjangoScope():
+            return await double.load(7)
+
+    assert load() == 14
