@@ -45,6 +45,8 @@ class _NotMade:
     """Stands for the inside of a loader whose ``__init__`` was not called."""
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # who only looks at the class asks for these
+            raise AttributeError(name)
         raise TypeError(
             "a subclass of DataLoader has an __init__ that does not call super().__init__(), which "
             "has to come first"

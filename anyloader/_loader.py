@@ -7,6 +7,7 @@ theirs. It holds that object by a weak reference only: a loader that nobody has 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from functools import partial
 from typing import Any, Protocol
@@ -33,7 +34,7 @@ from ._statistics import Counts, LoaderStatistics
 from ._threads import thread_limiter
 from ._values import SecondLevel
 from ._weights import make_room, weight_of
-from .hooks import BatchOpened, Hooks, LoadHit, LoadQueued, watches
+from .hooks import BatchOpened, Hooks, LoadHit, LoadQueued, warn_unbatched, watches
 from .schedules import Manual
 
 __all__ = ("Loader",)
@@ -184,7 +185,8 @@ class Loader:
         self._is_bounded = self._most is not None or bool(options.weigh or options.max_queue_size)
         self._is_indexed = self.key_of is not None or self._deduplicates
         self.counts = Counts()
-        self.hooks: Hooks | None = Hooks(tuple(options.hooks)) if options.hooks else None
+        own = (*options.hooks, warn_unbatched()) if sys.flags.dev_mode else tuple(options.hooks)
+        self.hooks: Hooks | None = Hooks(own) if own else None
         #: Limiters in the event loop of the loader; found when the first batch needs them.
         self._gates: tuple[Any, ...] | None = None
         self._limiters: tuple[Any, ...] = ()

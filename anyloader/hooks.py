@@ -11,8 +11,11 @@ cancelled it. What a hook raises harms no load; it is logged, once for each load
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from ._results import log_exception
@@ -32,6 +35,7 @@ __all__ = (
     "ValueCacheFailed",
     "ValueCacheHit",
     "ValueCacheMiss",
+    "warn_unbatched",
 )
 
 
@@ -187,3 +191,71 @@ class Watch(Protocol):
 #: Those of the blocks around the running code. Looked at where a loader is opened or opens a batch;
 #: a batch function runs in the blocks that watch its loader.
 watches: ContextVar[tuple[Watch, ...]] = ContextVar("anyloader_watches", default=())
+
+
+#: Where calls come from that no reader of a report has written.
+_NOT_USERS = ("site-packages", "dist-packages", "<frozen ")
+_NOT_USERS_EITHER = (str(Path(__file__).parent), str(Path(warnings.__file__).parent))
+
+
+def users_lines(frame: Any, most: int) -> tuple[tuple[str, int, str], ...]:
+    """Return file, line and function of the user's own code that led to here, innermost first."""
+    found: list[tuple[str, int, str]] = []
+    while frame is not None and len(found) < most:
+        path = frame.f_code.co_filename
+        if not path.startswith(_NOT_USERS_EITHER) and not any(p in path for p in _NOT_USERS):
+            found.append((path, frame.f_lineno, frame.f_code.co_name))
+        frame = frame.f_back
+    return tuple(found)
+
+
+def warn_unbatched(threshold: int = 10) -> Hook:
+    """
+    Return a hook that warns of loads which do not batch.
+
+    That is once for each loader and line of code, when ``threshold`` batches of one key came from
+    that line in a row: mostly a loop that awaits each load before it makes the next one. In Python's
+    development mode (``python -X dev``) all loaders have it.
+
+    :param threshold: so many batches of one key in a row are a warning, a ``RuntimeWarning``
+    :raises TypeError: if ``threshold`` is not an int
+    :raises ValueError: if ``threshold`` is less than 1
+    """
+    if isinstance(threshold, bool) or not isinstance(threshold, int):
+        raise TypeError(f"warn_unbatched() takes an int >= 1, not {threshold!r}")
+    if threshold < 1:
+        raise ValueError(f"warn_unbatched() takes an int >= 1, not {threshold!r}")
+    #: The line of the first key of an open batch, and how many keys it has.
+    opened: dict[int, list[Any]] = {}
+    #: Loader -> line, and how many batches of one key it has sent in a row.
+    rows: dict[str, list[Any]] = {}
+    warned: set[Any] = set()
+
+    def hook(event: Event) -> None:
+        if isinstance(event, LoadQueued):
+            if event.batch in opened:
+                opened[event.batch][1] += not event.shared
+            elif not event.shared:
+                lines = users_lines(sys._getframe(1), 1)
+                opened[event.batch] = [lines[0] if lines else ("somewhere", 0, ""), 1]
+        elif isinstance(event, (BatchSealed, BatchFailed, BatchCancelled)):
+            line, keys = opened.pop(event.batch, (None, 0))
+            if line is None:
+                return
+            row = rows.setdefault(event.loader, [line, 0])
+            if keys != 1 or row[0] != line:
+                row[:] = [line, 0]
+            row[1] += keys == 1
+            if row[1] >= threshold and (event.loader, line) not in warned:
+                warned.add((event.loader, line))
+                path, number, _ = line
+                warnings.warn_explicit(
+                    f"{event.loader} got {threshold} batches of one key in a row from one line, "
+                    f"{path}:{number}; load what is known before awaiting any of it, by load_many or "
+                    "several load() calls, or in tasks that run at the same time",
+                    RuntimeWarning,
+                    path,
+                    number,
+                )
+
+    return hook

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
-from pathlib import Path
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
@@ -21,7 +20,7 @@ from ._dataloader import DataLoader
 from ._results import excerpt
 from ._scope import BatchLoader
 from ._watch import Watch
-from .hooks import BatchSealed, BatchStarted, Event, LoadQueued
+from .hooks import BatchSealed, BatchStarted, Event, LoadQueued, users_lines
 
 __all__ = ("RecordingBatchFn", "assert_batches", "max_batches")
 
@@ -222,19 +221,7 @@ def _keys(batch: _Seen) -> str:
     return "keys that were not sent yet" if batch.keys is None else excerpt(list(batch.keys))
 
 
-_PACKAGE = str(Path(__file__).parent)
-#: Where calls come from that no reader of a report has written.
-_NOT_USERS = ("site-packages", "dist-packages", "<frozen ")
-_STDLIB = str(Path(contextmanager.__code__.co_filename).parent)
-
-
 def _callers(frame: FrameType | None) -> tuple[str, ...]:
     """Return the lines of the user's own code that led to a load, innermost first."""
-    found: list[str] = []
-    while frame is not None and len(found) < _MOST_LINES:
-        code = frame.f_code
-        path = code.co_filename
-        if not path.startswith((_PACKAGE, _STDLIB)) and not any(p in path for p in _NOT_USERS):
-            found.append(f"{path}:{frame.f_lineno} in {code.co_name}")
-        frame = frame.f_back
-    return tuple(found)
+    lines = users_lines(frame, _MOST_LINES)
+    return tuple(f"{path}:{line} in {name}" for path, line, name in lines)

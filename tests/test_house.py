@@ -22,12 +22,17 @@ REFERENCE = Path(__file__).parents[1] / "docs" / "reference.rst"
 
 # From the leaves up: a module imports only what stands before it, or beside it without a circle.
 LAYERS = [
-    {"_errors", "_statistics", "_results", "_cache", "_backend", "_threads"},
-    {"_handle", "schedules", "hooks"},
+    {"_errors", "_statistics", "_backend"},
+    {"_results", "_split", "_limits"},
+    {"_cache", "_deadlock", "schedules", "hooks"},
+    {"_options", "_weights"},
     {"_batch"},
-    {"_values"},
+    {"_streams", "_values", "_required", "_threads"},
+    {"_workers"},
     {"_dispatcher"},
     {"_loader"},
+    {"_dataloader"},
+    {"_sources"},
     {"_scope"},
     {"__init__"},
     {"_watch"},
