@@ -917,7 +917,8 @@ class Batch:
         for many, entries in self.manys.items():
             if many._is_wanted:
                 wanted.update(entries)
-        kept, unwanted = [], []
+        kept: list[LoadHandle[Any]] = []
+        unwanted: list[LoadHandle[Any]] = []
         for entry in self.entries:
             if entry._batch is self:
                 is_wanted = entry in wanted or any(x._is_wanted for x in self.loads_of(entry))

@@ -24,7 +24,8 @@ from .schedules import quiescent
 if TYPE_CHECKING:
     import sys
 
-    from ._options import LimiterOption, OwnOptions, TaskGroup, Unpack
+    from ._limits import LimiterOption
+    from ._options import OwnOptions, TaskGroup, Unpack
     from ._values import ValueCache
     from .hooks import Hook
 
@@ -61,12 +62,12 @@ class _Signature:
     by its signature, as FastAPI does, would ask their clients for each option.
     """
 
-    def __get__(self, instance: object, owner: type) -> Any:
+    def __get__(self, instance: object, owner: Any) -> Any:
         import inspect  # takes long to import
 
         if instance is not None or owner.__init__ is not DataLoader.__init__:
             raise AttributeError("__signature__")
-        if owner.batch_load_fn is not DataLoader.batch_load_fn:  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+        if owner.batch_load_fn is not DataLoader.batch_load_fn:
             return inspect.Signature()
         defaults = {name: getattr(owner, name) for name in RULES}
         options = {"task_group": None, **defaults, "cache_map": None, "name": None}
@@ -298,17 +299,18 @@ class DataLoader(Generic[K, V]):
         :raises RuntimeError: if called from another thread or event loop
         :raises RecursionError: near the end of the stack; nothing is queued then
         """
-        loader: Loader = self.__anyloader__
+        loader: Any = self.__anyloader__
         # A hit that needs nothing but to be counted: what most loads are.
         if loader.running() is loader.token:
             try:
-                entry = loader.find(key)
+                entry: LoadHandle[V] | None = loader.find(key)
             except TypeError:
                 entry = None
             if entry is not None and entry._batch is None:
                 loader.counts.hits += 1
                 return entry
-        return loader.load(key)
+        handle: LoadHandle[V] = loader.load(key)
+        return handle
 
     def load_required(self, key: K) -> LoadHandle[V]:
         """

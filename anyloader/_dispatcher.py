@@ -98,16 +98,13 @@ class Dispatcher(Workers):
         self.front: Any = front
         self._group: Any = task_group
         self._owns_group = task_group is None
-        outer = ambient.get()
-        while outer is not None and outer.state is CLOSED:  # a task that was left behind made this
-            outer = outer.outer
         #: The scope around this one.
-        self.outer: Dispatcher | None = outer
+        self.outer = _still_open(ambient.get())
         self.entered = False
         if task_group is not None:
             self._start_task = _task_starter(task_group)
         #: OPEN -> CLOSING -> CLOSED; a dispatcher that is not entered stays OPEN.
-        self.state = OPEN
+        self.state: str = OPEN
         self.context = copy_context()
         #: Those to tell when this is left, with what they count. A loader that nobody can reach any
         #: more goes, and what it has counted joins ``_past``.
@@ -374,8 +371,7 @@ class Dispatcher(Workers):
         self._group = self.front = self.limiter = None
         self._start_task = None  # type: ignore[assignment]
         self.hooks = ()
-        if self.outer is not None and self.outer.state is CLOSED:
-            self.outer = self.outer.outer
+        self.outer = _still_open(self.outer)
 
     async def _join(self, leaving: BaseException | None) -> None:
         if not self._owns_group:
@@ -453,6 +449,13 @@ class Dispatcher(Workers):
                 self.context.run(self._start_task, level.delete, name="anyloader: delete")
             except RuntimeError:  # the group has ended after all
                 pass
+
+
+def _still_open(scope: Dispatcher | None) -> Dispatcher | None:
+    """Skip scopes that have ended: a task that was left behind has these around it."""
+    while scope is not None and scope.state is CLOSED:
+        scope = scope.outer
+    return scope
 
 
 async def leave_bare(group: TaskGroup, leaving: BaseException | None) -> None:

@@ -24,7 +24,8 @@ from .hooks import Hook
 if TYPE_CHECKING:
     import sys
 
-    from ._options import LimiterOption, LoaderOptions, TaskGroup, Unpack
+    from ._limits import LimiterOption
+    from ._options import LoaderOptions, TaskGroup, Unpack
 
     if sys.version_info >= (3, 11):
         from typing import Self

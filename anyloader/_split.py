@@ -100,4 +100,5 @@ def _values(keys: list[Any], result: Any) -> list[Any]:
             f"a batch function under split_on_error() gave {article(result)}{size} for "
             f"{counted(len(keys), 'key')}; return a list with one value for each key, or a mapping"
         )
-    return list(result)  # type: ignore[call-overload]
+    values: Any = result
+    return list(values)

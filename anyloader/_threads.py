@@ -47,7 +47,8 @@ class InThread(Generic[K, R]):
                 raise error
             finally:
                 del error  # its traceback holds this frame, which shall not hold it
-        return result
+        returned: R = result
+        return returned
 
     def __repr__(self) -> str:
         return f"<in_thread {self.__qualname__}>"

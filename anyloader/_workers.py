@@ -270,7 +270,8 @@ class Workers:
         while not self._holding:
             backend = self.backend
             is_quiet = self._quiet >= backend.quiet or not backend.ready
-            leaving, staying = [], []
+            leaving: list[Batch] = []
+            staying: list[Batch] = []
             for batch in self._counted:
                 if batch.state is _batch.OPEN:
                     (leaving if self._may_leave(batch, is_quiet) else staying).append(batch)

@@ -275,8 +275,7 @@ def _pending_batches(load: _Load) -> list[Batch]:
 
 def _waiters(batch: Batch) -> int:
     """Return how many tasks wait for loads of a batch."""
-    waiters = (handle._waiters for handle in batch._all_handles())
-    return len(batch.watchers) + sum(len(w) if type(w) is dict else bool(w) for w in waiters)
+    return batch.awaiting
 
 
 _AWAITS = {LoadHandle.__await__.__code__, LoadManyHandle.__await__.__code__}
