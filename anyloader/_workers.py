@@ -359,9 +359,8 @@ class Workers:
                 await self._get_ready(batch)
             if batch.state is _batch.SEALED and batch.start():
                 context = self.context.copy()
-                context.run(_begin, batch)
                 beyond = batch.loader.second_level is not None
-                steps = self._ask_and_fetch(batch) if beyond else self._fetch(batch)
+                steps = self._ask_and_fetch(batch) if beyond else self._fetch(batch, True)
                 try:
                     yielded = context.run(steps.send, None)
                 except StopIteration:
@@ -400,6 +399,7 @@ class Workers:
         """Get the values of a batch from the second level, and the rest from its function."""
         # Nobody waits for what it does afterwards but the way out, so that the last values are
         # stored too.
+        _begin(batch)
         self.storing += 1
         try:
             await batch.loader.second_level.fetch(batch, self._fetch)
@@ -407,8 +407,10 @@ class Workers:
             self.storing -= 1
             self.changed()
 
-    async def _fetch(self, batch: Batch) -> None:
+    async def _fetch(self, batch: Batch, begins: bool = False) -> None:
         """Call the batch function, and settle the batch by what it gives."""
+        if begins:
+            _begin(batch)
         if batch.state is not _batch.RUNNING:
             return
         keys = batch.keys_to_send(distinct=batch.loader.streams)
