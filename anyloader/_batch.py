@@ -640,6 +640,8 @@ class Batch:
     #: What to cancel to make the schedule, or the function, let go. Set by the workers.
     schedule_scope: CancelScope | None = None
     worker_scope: CancelScope | None = None
+    #: While its task waits for a token.
+    waits_for_token = False
     #: After so many rounds it leaves; set by the rounds, when they first see it.
     due: int | None = None
     #: The load_manys that are loads of this batch, with their entries in it.
@@ -655,7 +657,7 @@ class Batch:
     #: Hits that wait for this batch, with their outcomes. No loads of it.
     deferred: dict[LoadHandle[Any], Any] | None = None
     #: The load_manys that wait for a deferred hit, and are no loads of this batch for that.
-    _waited_on: tuple[LoadManyHandle[Any], ...] = ()
+    _waited_on: dict[LoadManyHandle[Any], None] = {}  # noqa: RUF012 - replaced, not changed
     #: The weight of its keys.
     weight: float = 0
     #: The batches whose running functions loaded from this one, and those that its own loaded from.
@@ -780,9 +782,11 @@ class Batch:
         if self.deferred is None:
             self.deferred = {}
         self.deferred[handle] = hit._value
-        if many is not None and self not in many._batches:
+        if many is not None:
             many._batches[self] = None
-            self._waited_on = (*self._waited_on, many)
+            if not self._waited_on:
+                self._waited_on = {}
+            self._waited_on[many] = None
 
     def join(self, many: LoadManyHandle[Any], entries: list[LoadHandle[Any]]) -> None:
         """Count ``many`` as one load of this batch, and these entries as wanted by it."""
@@ -1017,9 +1021,9 @@ class Batch:
             if not self._left[many]:
                 del self._left[many], self.manys[many]
                 self.live -= many._is_wanted
-                if many._waiters:
-                    self.awaiting -= 1
-                many._batches.pop(self, None)
+                if many not in self._waited_on:
+                    self.awaiting -= bool(many._waiters)
+                    many._batches.pop(self, None)
 
     def settle_found(self, outcomes: Iterable[tuple[LoadHandle[Any], Any]]) -> None:
         """Settle some entries of a running batch; the others remain for the function."""
@@ -1113,6 +1117,9 @@ class Batch:
         loader = self.loader
         if was is SEALED:
             loader.counts.sealed -= self.size
+        if self.waits_for_token and self.worker_scope is not None:
+            self.was_cancelled = True
+            self.worker_scope.cancel()
         if failure is not None:
             # No list of pairs: this may be thousands of keys, at a time when nothing can be freed.
             pending = [entry for entry in self.entries if entry._batch is not None]
@@ -1148,13 +1155,14 @@ class Batch:
         for hit, outcome in deferred.items():
             self.awaiting -= hit._waiter_count()
             self.backend.wake(hit._settle(outcome))
-        waited_on, self._waited_on = self._waited_on, ()
+        waited_on, self._waited_on = self._waited_on, {}
         for many in waited_on:
             if many not in self.manys:
                 self.awaiting -= bool(many._waiters)
                 many._batches.pop(self, None)
         for many in (*waited_on, *self.manys):
             many._progress(self.backend)
+        self.scope.doubt(self)
 
     def release(self) -> None:
         """Nothing runs for it any more: hold nothing of its loader."""

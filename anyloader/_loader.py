@@ -325,7 +325,9 @@ class Loader:
         if self.open is None or self.open.index is None:
             return None
         entry = self.open.index.get(cache_key)
-        if entry is not None and self.cache is not None:
+        if entry is None or entry._batch is None:  # primed since, and out of the batch
+            return None
+        if self.cache is not None:
             self.cache[cache_key] = entry  # cleared since, but not sent yet
         return entry
 
@@ -541,11 +543,11 @@ class Loader:
         except BaseException as exc:
             # What was queued before the cache refused a key is taken back.
             many._waiters = {}  # nobody will ever have it
+            for batch in list(many._batches):
+                batch.give_up(many)
             for entry in new:
                 if entry._batch is not None:  # a hook may have settled it
                     entry._batch.refuse(entry, exc)
-            for batch in list(many._batches):
-                batch.give_up(many)
             raise
 
     def _enqueue_all(self, keys: list[Any], many: LoadManyHandle[Any]) -> bool:

@@ -389,9 +389,11 @@ class Workers:
         if batch.state is _batch.OPEN and batch.pulse is self:
             await self._await_schedule(batch)
         if not batch.is_done and not self._has_tokens(batch):
+            batch.waits_for_token = True
             for gate in batch.gates:
                 if batch not in gate.holders:
                     await gate.acquire(batch)
+            batch.waits_for_token = False
         if batch.state is _batch.OPEN:
             batch.seal("schedule")
 
