@@ -238,14 +238,3 @@ async def test_a_waiter_outside_of_an_anyio_group_hears_of_it() -> None:
             except asyncio.CancelledError:
                 pass  # anyio's group passes a stray cancellation on
     assert waiter.seen in (["cancelled"], [1])
-
-
-@pytest.mark.only_on("asyncio")
-async def test_a_body_gets_no_bare_cancellation() -> None:
-    with anyio.fail_after(5):
-        async with DataLoader(slow) as loader:
-            handle = await load_and_cancel_what_it_started(loader)
-            try:
-                assert await handle == 1
-            except LoadCancelledError:
-                pass
