@@ -1,0 +1,932 @@
+"""
+What an operation awaits, with as few tasks as can be.
+
+Theory of operation
+===================
+
+A *unit* is a coroutine of graphql-core that is to be awaited at the same time as others: a field, an
+item of a list. The task that awaits the operation makes all steps of all its units, by a
+:class:`_Scheduler`, until each of them has parked. A unit parks for one of three things::
+
+    a gather    units of its own, its children; goes on when all of them have ended
+    a load      goes on when that has settled, as one of those who await it
+    a call      an awaitable of a resolver, the only thing that has a task: it may use cancel scopes,
+                task groups and whatever belongs to the task that runs it
+
+When no unit is ready the task sleeps, and whoever makes one ready wakes it. Each unit has a context of
+its own, as a task would have; after a call that of the call's task, so that what a resolver sets is
+seen below its field, as ever.
+
+Where code runs that is no step of a unit (a call that gathers, graphql-core's deliveries on asyncio)
+loads are simply awaited, and a gather is run by a scheduler of its own, in the task it is awaited in.
+
+**Failure.** The first child that fails makes its gather cancel the others, once all that are ready have
+made their step. A unit is cancelled by closing its coroutine, which runs no code but graphql-core's:
+at once if it waits for a load, else after its children, or its call, have ended.
+
+How :func:`all_waiting` knows what an operation waits for
+=========================================================
+
+``_Operation.others`` counts who can go on without a load: each scheduler that does not sleep, and each
+call that does not await a load. At zero the operation can only go on by a load. A call's coroutine shows
+by the chain of what awaits what whether it waits for a load; that is looked at after every step of it,
+by :func:`_watch`, from the first use of ``all_waiting`` in the process on.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from contextvars import Context, ContextVar, copy_context
+from inspect import CORO_CREATED, getcoroutinelocals, getcoroutinestate
+from types import CoroutineType, GeneratorType, coroutine
+from typing import TYPE_CHECKING, Any, TypeAlias
+from weakref import WeakKeyDictionary
+
+import anyio
+from anyio.lowlevel import checkpoint
+from graphql import GraphQLError
+
+from .._backend import TrioBackend, running_backend
+from .._handle import LoadHandle, LoadManyHandle
+from ..schedules import DEFAULT_MAX_ROUNDS, duration
+
+if TYPE_CHECKING:
+    from .._batch import Batch
+    from ..schedules import Schedule
+
+__all__ = (
+    "all_waiting",
+    "apart",
+    "discard",
+    "gather",
+    "gather_resolved",
+    "is_under_trio",
+    "operate",
+    "resolved",
+)
+
+_Load: TypeAlias = "LoadHandle[Any] | LoadManyHandle[Any]"
+
+# --- The seam to the core: all that is asked of loads and batches beyond what is public ---
+# To be replaced by ``load._park(waiter)``, ``load._unpark(waiter)`` and ``load._is_pending``.
+
+from .._handle import Failure, check_place, running_batch  # noqa: E402
+
+
+def _is_pending(load: _Load) -> bool:
+    if type(load) is LoadHandle:
+        return load._batch is not None
+    return any(handle._batch is not None for handle in load._handles)  # type: ignore[union-attr]
+
+
+_wrapped: dict[Any, Any] = {}
+
+
+def _park(load: Any, waiter: Any) -> None:
+    batches = _pending_batches(load)
+    for batch in batches:
+        check_place(batch)
+    if not _is_pending(load):  # it failed by this
+        waiter.set_result(None)
+        return
+    origin = running_batch.get()
+    if origin is not None:
+        origin.begin_wait(batches)
+    if origin is None and type(load) is LoadHandle:
+        _park_handle(load, waiter)
+    else:
+        _wrapped[waiter] = _Waiting(load, waiter, origin, batches)
+
+
+def _unpark(load: Any, waiter: Any) -> None:
+    if waiter in _wrapped:
+        _wrapped[waiter].leave()
+    else:
+        load._remove_waiter(load._batch, waiter)
+
+
+def _park_handle(handle: Any, waiter: Any) -> None:
+    if handle._content is None:
+        handle._content = waiter
+    else:
+        handle._add_waiter(handle._batch, waiter)
+
+
+class _CoreWaiter:
+    """What the core on trio asks its waiters for."""
+
+    __slots__ = ()
+
+    def set_result(self, result: None) -> None:
+        raise NotImplementedError
+
+    @property
+    def task(self) -> None:
+        self.set_result(None)
+
+
+class _Waiting(_CoreWaiter):
+    """Waits for a load_many, or for a load from within a batch function."""
+
+    def __init__(self, load: Any, waiter: Any, origin: Any, batches: Any) -> None:
+        self.load, self.waiter, self.origin, self.batches = load, waiter, origin, batches
+        self.handle: Any = None
+        if type(load) is LoadManyHandle:
+            if load._awaits == 0:
+                for batch in batches:
+                    batch.revive(load)
+            load._awaits = (load._awaits or 0) + 1
+        self.next()
+
+    def next(self) -> bool:
+        many = type(self.load) is LoadManyHandle
+        for handle in self.load._handles if many else (self.load,):
+            if handle._batch is not None:
+                self.handle = handle
+                _park_handle(handle, self)
+                return True
+            if many and type(handle._content) is Failure and not self.load._return_exceptions:
+                break
+        return False
+
+    def set_result(self, result: None) -> None:
+        if not self.next():
+            if type(self.load) is LoadManyHandle:
+                self.load._awaits = self.load._awaits - 1 or None
+            self.end()
+            self.waiter.set_result(None)
+
+    def leave(self) -> None:
+        self.handle._remove_waiter(self.handle._batch, self)
+        if type(self.load) is LoadManyHandle:
+            self.load._awaits -= 1
+            if not self.load._awaits:
+                for batch in self.batches:
+                    if not batch.is_done:
+                        batch.give_up(self.load)
+        self.end()
+
+    def end(self) -> None:
+        del _wrapped[self.waiter]
+        if self.origin is not None:
+            self.origin.end_wait(self.batches)
+
+
+def _pending_batches(load: _Load) -> list[Batch]:
+    if isinstance(load, LoadManyHandle):
+        return [batch for batch in load._batches if not batch.is_done]
+    return [] if load._batch is None else [load._batch]
+
+
+def _waiters(batch: Batch) -> int:
+    """Return how many tasks wait for loads of a batch."""
+    waiters = (handle._waiters for handle in batch._all_handles())
+    return len(batch.watchers) + sum(len(w) if type(w) is dict else bool(w) for w in waiters)
+
+
+# --- End of the seam ---
+
+
+# Units
+
+
+class _Unit(_CoreWaiter):
+    """See the theory of operation on top of this module."""
+
+    __slots__ = ("batches", "cancelled", "context", "coroutine", "group", "index", "waited", "waits")
+
+    def __init__(
+        self, group: _Group, index: int, steps: Coroutine[Any, Any, Any], context: Context
+    ) -> None:
+        self.group = group
+        self.index = index
+        #: ``None`` once it has ended.
+        self.coroutine: Coroutine[Any, Any, Any] | None = steps
+        self.context = context
+        #: What it has parked for; ``None`` while it is ready.
+        self.waits: _Group | _Call | _Load | None = None
+        #: How often it has parked for a load or a call: so many may be nested in its coroutine.
+        self.waited = 0
+        self.cancelled = False
+        #: Batches that its operation has noted it to wait for.
+        self.batches: list[Batch] | None = None
+
+    def step(self) -> None:
+        steps = self.coroutine
+        if steps is None:  # cancelled while it was ready
+            return
+        if self.cancelled:
+            self._close(steps)
+            return
+        self.group.scheduler.unit = self
+        try:
+            yielded = self.context.run(steps.send, None)
+        except StopIteration as stop:
+            self.coroutine = None
+            self.group.ended(self.index, stop.value)
+        except Exception as exc:
+            self.coroutine = None
+            self.group.failed(self.index, exc)
+        else:
+            if yielded is not _PARKED:
+                self.coroutine = None
+                steps.close()
+                self.group.failed(self.index, RuntimeError(_NATIVE))
+
+    def set_result(self, result: None) -> None:
+        """What it has parked for has come to an end, however it did."""
+        self.waits = None
+        scheduler = self.group.scheduler
+        if self.batches is not None:
+            scheduler.operation.forget(self.batches)
+            self.batches = None
+        scheduler.ready.append(self)
+        if scheduler.sleeping:
+            scheduler.wake()
+
+    def park(self, load: Any) -> None:
+        """Wait for a pending load; may raise what awaiting it may raise."""
+        self.waits = load
+        try:
+            _park(load, self)
+        except BaseException:
+            self.waits = None
+            raise
+        self.waited += 1
+        if _AllWaiting.in_use and self.waits is not None:
+            self.batches = self.group.scheduler.operation.note(load)
+
+    def cancel(self) -> None:
+        if self.coroutine is None or self.cancelled:
+            return
+        self.cancelled = True
+        waits = self.waits
+        if isinstance(waits, (_Group, _Call)):
+            waits.cancel()  # and it is closed when that has ended
+            return
+        if waits is not None:
+            _unpark(waits, self)
+            if self.batches is not None:
+                self.group.scheduler.operation.forget(self.batches)
+        self._close(self.coroutine)
+
+    def _close(self, steps: Coroutine[Any, Any, Any]) -> None:
+        self.coroutine = None
+        discard(steps)
+        steps.close()
+        self.group.ended(self.index, None)
+
+
+class _Group:
+    """One gather: the units that are its children, and the one that waits for them."""
+
+    __slots__ = ("children", "error", "left", "results", "return_exceptions", "scheduler", "unit")
+
+    def __init__(
+        self,
+        scheduler: _Scheduler,
+        unit: _Unit | None,
+        awaitables: Sequence[Awaitable[Any]],
+        return_exceptions: bool,
+    ) -> None:
+        self.scheduler = scheduler
+        self.unit = unit
+        self.left = len(awaitables)
+        self.results: list[Any] = [None] * self.left
+        self.error: Exception | None = None
+        self.return_exceptions = return_exceptions
+        self.children = [
+            _Unit(
+                self,
+                index,
+                awaitable if type(awaitable) is CoroutineType else _as_coroutine(awaitable),
+                copy_context(),
+            )
+            for index, awaitable in enumerate(awaitables)
+        ]
+        scheduler.ready += self.children
+
+    def ended(self, index: int, value: Any) -> None:
+        self.results[index] = value
+        self.left -= 1
+        if not self.left and self.unit is not None:
+            self.unit.set_result(None)
+
+    def failed(self, index: int, error: Exception) -> None:
+        if not self.return_exceptions and self.error is None:
+            self.error = error
+            self.scheduler.ready.append(self)
+        self.ended(index, error)
+
+    def cancel(self) -> None:
+        for child in self.children:
+            child.cancel()
+
+    step = cancel
+
+    def outcome(self) -> list[Any]:
+        if self.error is None:
+            return self.results
+        try:
+            raise self.error
+        finally:
+            self.error = None  # its traceback holds this frame, which shall not hold it
+            self.results = []
+
+
+class _Call:
+    """An awaitable of a resolver, on its way in a task of its own."""
+
+    __slots__ = ("begun", "cancelled", "error", "scheduler", "stop", "unit", "value")
+
+    def __init__(self, scheduler: _Scheduler, unit: _Unit) -> None:
+        self.scheduler = scheduler
+        self.unit = unit
+        self.begun = False
+        self.cancelled = False
+        #: Cancels its task.
+        self.stop: Callable[[], object]
+        self.value: Any = None
+        self.error: Exception | None = None
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        self.stop()
+
+    def ended(self) -> None:
+        scheduler = self.scheduler
+        scheduler.calls.discard(self)
+        self.unit.context = copy_context()
+        self.unit.set_result(None)
+        scheduler.operation.one_less()
+
+    def outcome(self) -> Any:
+        if self.error is None:
+            return self.value
+        try:
+            raise self.error
+        finally:
+            self.error = None  # as above
+
+
+_PARKED = object()
+
+_NATIVE = (
+    "what graphql-core awaits by itself, in the task of the operation, awaited something of the event "
+    "loop: a method of a subclass of AnyioExecutor may not do so"
+)
+
+_STRAY = "the resolver was cancelled, though its operation was not: what it awaited was cancelled"
+
+
+@coroutine
+def _parked() -> Generator[object, None, None]:
+    yield _PARKED
+
+
+async def _as_coroutine(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+_scheduler: ContextVar[_Scheduler | None] = ContextVar("anyloader_scheduler", default=None)
+
+
+def _current_unit() -> _Unit | None:
+    """Return the unit whose step this is, if it is one."""
+    scheduler = _scheduler.get()
+    if scheduler is None or scheduler.current_task() is not scheduler.task:
+        return None
+    return scheduler.unit
+
+
+# What the executor awaits
+
+
+async def operate(result: Awaitable[Any]) -> Any:
+    """Run an operation in the task that awaits this."""
+    return (await _schedule((result,), False))[0]
+
+
+async def gather(*awaitables: Awaitable[Any], return_exceptions: bool = False) -> list[Any]:
+    """
+    Await coroutines of graphql-core's at the same time, and return the results in order.
+
+    The first exception comes out bare, after the others were cancelled and have ended.
+    """
+    unit = _current_unit()
+    if len(awaitables) < 2 and not return_exceptions:
+        return [await awaitable for awaitable in awaitables]
+    if unit is None:
+        return await _schedule(awaitables, return_exceptions)
+    group = unit.waits = _Group(unit.group.scheduler, unit, awaitables, return_exceptions)
+    await _parked()
+    return group.outcome()
+
+
+def gather_resolved(*awaitables: Awaitable[Any], return_exceptions: bool = False) -> Any:
+    """As :func:`gather`, for awaitables of resolvers."""
+    return gather(*map(resolved, awaitables), return_exceptions=return_exceptions)
+
+
+async def apart(awaitable: Awaitable[Any]) -> Any:
+    """Await a coroutine of graphql-core's without adding to the stack of what awaits it."""
+    unit = _current_unit()
+    if unit is None:
+        return await awaitable
+    group = unit.waits = _Group(unit.group.scheduler, unit, (awaitable,), False)
+    await _parked()
+    return group.outcome()[0]
+
+
+async def resolved(awaitable: Awaitable[Any]) -> Any:
+    """Await what a resolver has returned."""
+    unit = _current_unit()
+    if unit is None:
+        return await awaitable
+    if isinstance(awaitable, (LoadHandle, LoadManyHandle)):
+        if _is_pending(awaitable):
+            unit.park(awaitable)
+            await _parked()
+        return await awaitable
+    call = unit.waits = unit.group.scheduler.call(unit, awaitable)
+    unit.waited += 1
+    await _parked()
+    return call.outcome()
+
+
+def discard(value: object) -> None:
+    """Close a coroutine that was never started, and those that it would have awaited."""
+    if not isinstance(value, CoroutineType) or getcoroutinestate(value) != CORO_CREATED:
+        return
+    frame: Any = value.cr_frame
+    package = frame.f_globals.get("__name__", "").partition(".")[0]
+    for held in list(getcoroutinelocals(value).values()):
+        discard(held)
+        # Collections that others hold are data of the program, which may even contain themselves.
+        if package in _COLLECTING and isinstance(held, (dict, list, tuple)):
+            for item in held.values() if isinstance(held, dict) else held:
+                discard(item)
+    value.close()
+
+
+#: Packages with functions that collect what they are going to await.
+_COLLECTING = ("graphql", __name__.partition(".")[0])
+
+
+# Schedulers
+
+
+async def _schedule(awaitables: Sequence[Awaitable[Any]], return_exceptions: bool) -> list[Any]:
+    """Await coroutines of graphql-core's at the same time, in the task that awaits this."""
+    scheduler: _Scheduler
+    backend = running_backend()
+    if backend is None:
+        scheduler = _Scheduler()
+    elif isinstance(backend, TrioBackend):
+        scheduler = _TrioScheduler()
+    else:
+        scheduler = _AsyncioScheduler()
+    outer = _scheduler.get()
+    is_part = outer is not None and not outer.operation.ended
+    operation = scheduler.operation = outer.operation if outer and is_part else _Operation()
+    context = copy_context()
+    context.run(_scheduler.set, scheduler)
+    root = context.run(_Group, scheduler, None, awaitables, return_exceptions)
+    scheduler.root = root
+    operation.others += 1
+    try:
+        await scheduler.run()
+    finally:
+        operation.others -= 1
+        if not is_part:
+            operation.ended = True
+    return root.outcome()
+
+
+class _Scheduler:
+    """
+    Runs the units of one gather, and those of theirs. By itself it is for where no event loop runs.
+    """
+
+    operation: _Operation
+    root: _Group
+
+    def __init__(self) -> None:
+        #: Of whom the next step is to be made, in order.
+        self.ready: list[_Unit | _Group] = []
+        #: Whose step is made now.
+        self.unit: _Unit | None = None
+        self.calls: set[_Call] = set()
+        self.sleeping = False
+        #: What is no ``Exception`` ends the operation, wherever it came out.
+        self.interrupt: BaseException | None = None
+        self.task = self.current_task()
+
+    def current_task(self) -> object:
+        return None
+
+    async def run(self) -> None:
+        """Make steps until all units have ended, in the task that awaits this."""
+        try:
+            await self._work()
+        except BaseException:
+            self.root.cancel()
+            await self._join()
+            self._step_all()  # which closes what had to wait for a call
+            raise
+
+    async def _work(self) -> None:
+        while True:
+            self._step_all()
+            if self.interrupt is not None:
+                raise self.interrupt
+            if not self.root.left:
+                return
+            await self._rest()
+
+    async def _rest(self) -> None:
+        """Wait until somebody makes a unit ready."""
+        operation = self.operation
+        if operation.sleepers:
+            operation.wake()
+        self.sleeping = True
+        operation.one_less()
+        try:
+            await self._sleep()
+        finally:
+            if self.sleeping:
+                self._woken()
+
+    def _woken(self) -> None:
+        self.sleeping = False
+        self.operation.others += 1
+
+    def _step_all(self) -> None:
+        while self.ready:
+            ready, self.ready = self.ready, []
+            for item in ready:
+                item.step()
+
+    def wake(self) -> None:
+        self._woken()
+        self._wake()
+
+    async def _sleep(self) -> None:
+        raise NotImplementedError
+
+    def _wake(self) -> None:
+        raise NotImplementedError
+
+    async def _join(self) -> None:
+        """Wait until all calls have ended, which were cancelled."""
+
+    def call(self, unit: _Unit, awaitable: Awaitable[Any]) -> _Call:
+        """Await an awaitable of a resolver in a task."""
+        call = _Call(self, unit)
+        try:
+            self._start(call, awaitable)
+        except BaseException:
+            discard(awaitable)
+            raise
+        return call
+
+    def _start(self, call: _Call, awaitable: Awaitable[Any]) -> None:
+        raise GraphQLError("AnyioExecutor runs under asyncio and trio only: no event loop is running")
+
+    def _begin(self, call: _Call) -> None:
+        self.calls.add(call)
+        self.operation.others += 1
+
+
+class _AsyncioScheduler(_Scheduler):
+    def __init__(self) -> None:
+        self._asyncio = asyncio = sys.modules["asyncio"]
+        self.current_task = asyncio.current_task  # type: ignore[method-assign]
+        self._loop = asyncio.get_running_loop()
+        self._waiter: Any = None
+        super().__init__()
+
+    async def _sleep(self) -> None:
+        self._waiter = self._loop.create_future()
+        await self._waiter
+
+    def _wake(self) -> None:
+        if not self._waiter.done():  # it may be cancelled
+            self._waiter.set_result(None)
+
+    def _start(self, call: _Call, awaitable: Awaitable[Any]) -> None:
+        # anyio's task groups take several times as long as this. What they are for is done here:
+        # nothing outlives the operation, and who cancels it cancels this task.
+        self._begin(call)
+        task = self._loop.create_task(self._await(call, awaitable))
+
+        def stop() -> None:
+            # A task that is cancelled before its first step makes none.
+            if call.begun:
+                task.cancel()
+
+        call.stop = stop
+
+    async def _await(self, call: _Call, awaitable: Awaitable[Any]) -> None:
+        try:
+            if call.cancelled:
+                discard(awaitable)
+            else:
+                call.begun = True
+                call.value = await _watched(self.operation, awaitable)
+        except Exception as exc:
+            call.error = exc
+        except self._asyncio.CancelledError as exc:
+            if not call.cancelled:
+                call.error = RuntimeError(_STRAY)
+                call.error.__cause__ = exc
+        except BaseException as exc:
+            self.interrupt = exc
+        call.ended()
+
+    async def _join(self) -> None:
+        # Not cancelled again and again by a cancel scope, so that resolvers can clean up.
+        with anyio.CancelScope(shield=True):
+            while self.calls:
+                try:
+                    await self._rest()
+                except self._asyncio.CancelledError:
+                    for call in list(self.calls):
+                        call.cancel()
+
+
+class _TrioScheduler(_Scheduler):
+    def __init__(self) -> None:
+        self._trio = sys.modules["trio"]
+        self.current_task = self._trio.lowlevel.current_task  # type: ignore[method-assign]
+        super().__init__()
+
+    async def run(self) -> None:
+        interrupt = None
+        try:
+            async with self._trio.open_nursery() as self._nursery:
+                try:
+                    await self._work()
+                except self._trio.Cancelled:
+                    self.root.cancel()
+                    raise
+                except BaseException as exc:
+                    self.root.cancel()
+                    interrupt = exc
+        finally:
+            self._step_all()
+        if interrupt is not None:
+            try:
+                raise interrupt
+            finally:
+                del interrupt
+
+    async def _sleep(self) -> None:
+        def abort(_raise_cancel: object) -> Any:
+            self._woken()  # before anybody could wake what wakes by itself now
+            return self._trio.lowlevel.Abort.SUCCEEDED
+
+        await self._trio.lowlevel.wait_task_rescheduled(abort)
+
+    def _wake(self) -> None:
+        self._trio.lowlevel.reschedule(self.task)
+
+    def _start(self, call: _Call, awaitable: Awaitable[Any]) -> None:
+        self._begin(call)
+        scope = self._trio.CancelScope()
+        call.stop = scope.cancel
+        self._nursery.start_soon(self._await, call, awaitable, scope)
+
+    async def _await(self, call: _Call, awaitable: Awaitable[Any], scope: Any) -> None:
+        try:
+            with scope:
+                call.value = await _watched(self.operation, awaitable)
+        except Exception as exc:
+            call.error = exc
+        except self._trio.Cancelled as exc:
+            if self._trio.current_effective_deadline() == -math.inf:
+                raise
+            call.error = RuntimeError(_STRAY)
+            call.error.__cause__ = exc
+        except BaseException as exc:
+            self.interrupt = exc
+        finally:
+            call.ended()
+
+
+def is_under_trio() -> bool:
+    return isinstance(running_backend(), TrioBackend)
+
+
+# What an operation waits for
+
+
+class _Operation:
+    __slots__ = ("batches", "ended", "others", "sleepers")
+
+    def __init__(self) -> None:
+        #: Tasks that resolvers have left behind may still see it.
+        self.ended = False
+        #: See the theory of operation.
+        self.others = 0
+        #: What units and calls wait for, and how many of them wait for each. Changed here only.
+        self.batches: dict[Batch, int] = {}
+        #: Schedules that want to look again when something has made a step.
+        self.sleepers: list[anyio.Event] = []
+
+    def waits(self) -> bool:
+        """Whether it can only go on by a load that has not come yet."""
+        return self.others <= 0 and not any(batch.is_done for batch in self.batches)
+
+    def note(self, load: _Load) -> list[Batch]:
+        """A unit or a call waits for a load: for the batches returned."""
+        batches = _pending_batches(load)
+        for batch in batches:
+            waiting = self.batches.get(batch, 0)
+            self.batches[batch] = waiting + 1
+            if not waiting and isinstance(batch.schedule, _AllWaiting):
+                batch.schedule.hold(batch).operations.add(self)
+        return batches
+
+    def forget(self, batches: list[Batch]) -> None:
+        """A unit or a call waits for these batches no more."""
+        for batch in batches:
+            self.batches[batch] -= 1
+            if not self.batches[batch]:
+                del self.batches[batch]
+                if isinstance(batch.schedule, _AllWaiting):
+                    batch.schedule.hold(batch).operations.discard(self)
+
+    def wake(self) -> None:
+        for sleeper in self.sleepers:
+            sleeper.set()
+        self.sleepers.clear()
+
+    def one_less(self) -> None:
+        """One of the others waits for a load, sleeps or has ended."""
+        self.others -= 1
+        if not self.others and self.waits():
+            # Decided for all batches here and now: the first that comes back lets units go on.
+            for batch in self.batches:
+                if isinstance(batch.schedule, _AllWaiting):
+                    batch.schedule.hold(batch).reconsider()
+
+
+def _watched(operation: _Operation, awaitable: Awaitable[Any]) -> Awaitable[Any]:
+    """Return what to await a call by, so that its operation knows when it waits for a load."""
+    return _watch(operation, awaitable) if _AllWaiting.in_use else awaitable
+
+
+@coroutine
+def _watch(operation: _Operation, awaitable: Awaitable[Any]) -> Generator[Any, Any, Any]:
+    steps: Any = awaitable if type(awaitable) is CoroutineType else _as_coroutine(awaitable)
+    try:
+        yielded = steps.send(None)
+        while True:
+            batches = _awaited_batches(operation, steps)
+            if batches is not None:
+                operation.one_less()
+            elif operation.sleepers:
+                operation.wake()
+            try:
+                sent = yield yielded
+            except BaseException as exc:
+                if batches is not None:
+                    operation.others += 1
+                    operation.forget(batches)
+                yielded = steps.throw(exc)
+            else:
+                if batches is not None:
+                    operation.others += 1
+                    operation.forget(batches)
+                yielded = steps.send(sent)
+    except StopIteration as stop:
+        return stop.value
+
+
+_AWAITS = {LoadHandle.__await__.__code__, LoadManyHandle.__await__.__code__}
+
+
+def _awaited_batches(operation: _Operation, steps: Any) -> list[Batch] | None:
+    """
+    Say what a call waits for: the batches of a load, which are noted, or none of its own, if it runs a
+    scheduler that sleeps; ``None`` if it is something else.
+    """
+    while True:
+        kind = type(steps)
+        if kind is CoroutineType:
+            if steps.cr_code is _RESTS:
+                return []
+            steps = steps.cr_await
+        elif kind is GeneratorType:
+            if steps.gi_code in _AWAITS:
+                return operation.note(steps.gi_frame.f_locals["self"])
+            steps = steps.gi_yieldfrom
+        else:
+            return None
+
+
+_RESTS = _Scheduler._rest.__code__
+
+
+# The schedule
+
+# A round trip to a database takes some milliseconds, and a batch that has waited for many of them has
+# lost more than one batch more would have cost.
+DEFAULT_MAX_WAIT = 0.05
+
+
+class _Hold:
+    """What holds a batch back."""
+
+    __slots__ = ("operations", "released", "woken")
+
+    def __init__(self) -> None:
+        #: Those that wait for the batch. Changed by ``_Operation`` only.
+        self.operations: set[_Operation] = set()
+        self.released = False
+        #: Set when it is released, or a step was made.
+        self.woken: anyio.Event | None = None
+
+    def reconsider(self) -> None:
+        if all(operation.waits() for operation in self.operations):
+            self.released = True
+            if self.woken is not None:
+                self.woken.set()
+
+
+class _AllWaiting:
+    #: Whether calls have to be watched: nobody else should pay for it.
+    in_use = False
+
+    def __init__(self, max_wait: float) -> None:
+        _AllWaiting.in_use = True
+        self._max_wait = max_wait
+        self._holds: WeakKeyDictionary[Batch, _Hold] = WeakKeyDictionary()
+
+    def __repr__(self) -> str:
+        return f"all_waiting(max_wait={self._max_wait})"
+
+    def hold(self, batch: Batch) -> _Hold:
+        hold = self._holds.get(batch)
+        if hold is None:
+            hold = self._holds[batch] = _Hold()
+        return hold
+
+    async def __call__(self, batch: Any) -> None:
+        hold = self.hold(batch)
+        examined = None
+        limit = math.inf
+        rounds = 0
+        while not hold.released:
+            # As quiescent(), while something may be going on.
+            added = batch.added
+            for _ in range(2):
+                await checkpoint()
+                if hold.released:
+                    return
+            if batch.added != added:
+                rounds += 2
+                if rounds >= DEFAULT_MAX_ROUNDS:
+                    return
+                continue
+            rounds = 0
+            if added != examined:
+                examined = added
+                units = sum(operation.batches[batch] for operation in hold.operations)
+                if not units or _waiters(batch) > units:
+                    # Who else waits may be a task of a resolver, which waits for that task.
+                    return
+            limit = min(limit, anyio.current_time() + self._max_wait)
+            hold.woken = anyio.Event()
+            for operation in hold.operations:
+                operation.sleepers.append(hold.woken)
+            with anyio.CancelScope(deadline=limit) as timeout:
+                await hold.woken.wait()
+            if timeout.cancelled_caught:
+                return
+
+
+def all_waiting(*, max_wait: float = DEFAULT_MAX_WAIT) -> Schedule:
+    """
+    Let a batch leave once every resolver of the operation waits for a load.
+
+    A schedule for the loaders of operations under :class:`AnyioExecutor`. Resolvers that come late to
+    their loads, by however many rounds of the scheduler or because they await something else first,
+    still share one batch; and where all wait, all batches leave and nothing more is waited for: the
+    rounds that Haxl had before its version 2. The price: a level of a query is as slow as its slowest
+    resolver.
+
+    A batch leaves by the rule of :func:`anyloader.schedules.quiescent` instead if no resolver waits
+    for it, or a task does that the executor has not started: a resolver may be waiting for that
+    task, so waiting for the resolver could last for ever.
+
+    :param max_wait: the longest time in seconds, once nothing is going on, to hold a batch for
+        resolvers that wait for something else. Two resolvers that share a lock, held while loading,
+        wait for each other so long.
+    :raises TypeError: if ``max_wait`` is not a number
+    :raises ValueError: if ``max_wait`` is negative, infinite or NaN
+    """
+    return _AllWaiting(duration("max_wait", max_wait))
