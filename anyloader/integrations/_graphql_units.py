@@ -195,7 +195,18 @@ def _waiters(batch: Batch) -> int:
 class _Unit(_CoreWaiter):
     """See the theory of operation on top of this module."""
 
-    __slots__ = ("batches", "cancelled", "context", "coroutine", "group", "index", "waited", "waits")
+    __slots__ = (
+        "batches",
+        "begun",
+        "cancelled",
+        "context",
+        "coroutine",
+        "group",
+        "index",
+        "is_native",
+        "stops",
+        "waits",
+    )
 
     def __init__(
         self, group: _Group, index: int, steps: Coroutine[Any, Any, Any], context: Context
@@ -205,22 +216,29 @@ class _Unit(_CoreWaiter):
         #: ``None`` once it has ended.
         self.coroutine: Coroutine[Any, Any, Any] | None = steps
         self.context = context
-        #: What it has parked for; ``None`` while it is ready.
-        self.waits: _Group | _Call | _Load | None = None
-        #: How often it has parked for a load or a call: so many may be nested in its coroutine.
-        self.waited = 0
+        #: What it has parked for, if it has.
+        self.waits: _Group | _Load | None = None
+        #: What to cancel to cancel its task; ``None`` while it has none.
+        self.stops: Any = None
+        #: Whether its task has made its first step.
+        self.begun = False
+        #: Whether what a resolver wrote is being awaited, in its task.
+        self.is_native = False
         self.cancelled = False
         #: Batches that its operation has noted it to wait for.
         self.batches: list[Batch] | None = None
 
     def step(self) -> None:
+        """Make one step, as one of all that are ready."""
         steps = self.coroutine
         if steps is None:  # cancelled while it was ready
             return
         if self.cancelled:
-            self._close(steps)
+            self.close()
             return
-        self.group.scheduler.unit = self
+        scheduler = self.group.scheduler
+        scheduler.unit = self
+        scheduler.runner = scheduler.here
         try:
             yielded = self.context.run(steps.send, None)
         except StopIteration as stop:
@@ -230,21 +248,22 @@ class _Unit(_CoreWaiter):
             self.coroutine = None
             self.group.failed(self.index, exc)
         else:
-            if yielded is not _PARKED:
-                self.coroutine = None
+            if yielded is _MOVES:
+                scheduler.tasks.add(self)
+                scheduler.operation.others += 1
+                scheduler.start(self)
+            elif yielded is not _PARKED:
                 steps.close()
+                self.coroutine = None
                 self.group.failed(self.index, RuntimeError(_NATIVE))
 
     def set_result(self, result: None) -> None:
         """What it has parked for has come to an end, however it did."""
         self.waits = None
-        scheduler = self.group.scheduler
         if self.batches is not None:
-            scheduler.operation.forget(self.batches)
+            self.group.scheduler.operation.forget(self.batches)
             self.batches = None
-        scheduler.ready.append(self)
-        if scheduler.sleeping:
-            scheduler.wake()
+        self.group.scheduler.add(self)
 
     def park(self, load: Any) -> None:
         """Wait for a pending load; may raise what awaiting it may raise."""
@@ -254,7 +273,6 @@ class _Unit(_CoreWaiter):
         except BaseException:
             self.waits = None
             raise
-        self.waited += 1
         if _AllWaiting.in_use and self.waits is not None:
             self.batches = self.group.scheduler.operation.note(load)
 
@@ -263,20 +281,39 @@ class _Unit(_CoreWaiter):
             return
         self.cancelled = True
         waits = self.waits
-        if isinstance(waits, (_Group, _Call)):
-            waits.cancel()  # and it is closed when that has ended
-            return
-        if waits is not None:
-            _unpark(waits, self)
-            if self.batches is not None:
-                self.group.scheduler.operation.forget(self.batches)
-        self._close(self.coroutine)
+        if self.stops is not None:
+            self.stop()
+        elif isinstance(waits, _Group):
+            waits.cancel()  # and it is closed when all of them have ended
+        else:
+            if waits is not None:
+                _unpark(waits, self)
+                if self.batches is not None:
+                    self.group.scheduler.operation.forget(self.batches)
+            self.close()
 
-    def _close(self, steps: Coroutine[Any, Any, Any]) -> None:
+    def stop(self) -> None:
+        """Cancel its task."""
+        # One of asyncio's that is cancelled before its first step makes none.
+        if self.begun:
+            self.stops.cancel()
+
+    def leave_task(self) -> None:
+        """Its task ends; what is left of it is for the scheduler."""
+        self.stops = None
+        self.begun = False
+        scheduler = self.group.scheduler
+        scheduler.tasks.discard(self)
+        if self.coroutine is not None:
+            self.context = copy_context()
+
+    def close(self) -> None:
+        steps = self.coroutine
         self.coroutine = None
-        discard(steps)
-        steps.close()
-        self.group.ended(self.index, None)
+        if steps is not None:
+            discard(steps)
+            steps.close()
+            self.group.ended(self.index, None)
 
 
 class _Group:
@@ -306,18 +343,21 @@ class _Group:
             )
             for index, awaitable in enumerate(awaitables)
         ]
-        scheduler.ready += self.children
+        scheduler.add(*self.children)
 
     def ended(self, index: int, value: Any) -> None:
         self.results[index] = value
         self.left -= 1
-        if not self.left and self.unit is not None:
-            self.unit.set_result(None)
+        if not self.left:
+            if self.unit is not None:
+                self.unit.set_result(None)
+            else:
+                self.scheduler.add()  # nothing: but it is to see that it has ended
 
     def failed(self, index: int, error: Exception) -> None:
         if not self.return_exceptions and self.error is None:
             self.error = error
-            self.scheduler.ready.append(self)
+            self.scheduler.add(self)
         self.ended(index, error)
 
     def cancel(self) -> None:
@@ -336,42 +376,9 @@ class _Group:
             self.results = []
 
 
-class _Call:
-    """An awaitable of a resolver, on its way in a task of its own."""
-
-    __slots__ = ("begun", "cancelled", "error", "scheduler", "stop", "unit", "value")
-
-    def __init__(self, scheduler: _Scheduler, unit: _Unit) -> None:
-        self.scheduler = scheduler
-        self.unit = unit
-        self.begun = False
-        self.cancelled = False
-        #: Cancels its task.
-        self.stop: Callable[[], object]
-        self.value: Any = None
-        self.error: Exception | None = None
-
-    def cancel(self) -> None:
-        self.cancelled = True
-        self.stop()
-
-    def ended(self) -> None:
-        scheduler = self.scheduler
-        scheduler.calls.discard(self)
-        self.unit.context = copy_context()
-        self.unit.set_result(None)
-        scheduler.operation.one_less()
-
-    def outcome(self) -> Any:
-        if self.error is None:
-            return self.value
-        try:
-            raise self.error
-        finally:
-            self.error = None  # as above
-
-
+#: What a unit yields when it has parked, and when it has to have a task to go on.
 _PARKED = object()
+_MOVES = object()
 
 _NATIVE = (
     "what graphql-core awaits by itself, in the task of the operation, awaited something of the event "
@@ -396,9 +403,10 @@ _scheduler: ContextVar[_Scheduler | None] = ContextVar("anyloader_scheduler", de
 def _current_unit() -> _Unit | None:
     """Return the unit whose step this is, if it is one."""
     scheduler = _scheduler.get()
-    if scheduler is None or scheduler.current_task() is not scheduler.task:
+    if scheduler is None or scheduler.current_task() is not scheduler.runner:
         return None
-    return scheduler.unit
+    unit = scheduler.unit
+    return None if unit is None or unit.is_native else unit
 
 
 # What the executor awaits
@@ -440,20 +448,105 @@ async def apart(awaitable: Awaitable[Any]) -> Any:
     return group.outcome()[0]
 
 
-async def resolved(awaitable: Awaitable[Any]) -> Any:
-    """Await what a resolver has returned."""
+def awaited(awaitable: Awaitable[Any]) -> Awaitable[Any]:
+    """Return what to await at once, and in this place, for what a resolver has returned."""
     unit = _current_unit()
     if unit is None:
-        return await awaitable
-    if isinstance(awaitable, (LoadHandle, LoadManyHandle)):
-        if _is_pending(awaitable):
-            unit.park(awaitable)
-            await _parked()
-        return await awaitable
-    call = unit.waits = unit.group.scheduler.call(unit, awaitable)
-    unit.waited += 1
-    await _parked()
-    return call.outcome()
+        return awaitable
+    if type(awaitable) is LoadHandle or type(awaitable) is LoadManyHandle:
+        if not _is_pending(awaitable):
+            return awaitable
+        unit.park(awaitable)
+        return _settled(awaitable)
+    return _natively(unit, awaitable)
+
+
+async def resolved(awaitable: Awaitable[Any]) -> Any:
+    """Await what a resolver has returned."""
+    return await awaited(awaitable)
+
+
+@coroutine
+def _settled(load: _Load) -> Generator[Any, Any, Any]:
+    yield _PARKED
+    return (yield from load.__await__())
+
+
+@coroutine
+def _natively(unit: _Unit, awaitable: Any) -> Generator[Any, Any, Any]:
+    """Await what a resolver wrote, in a task of the unit's."""
+    scheduler = unit.group.scheduler
+    if unit.stops is None:
+        if not scheduler.has_loop:
+            discard(awaitable)
+            raise GraphQLError(
+                "AnyioExecutor runs under asyncio and trio only: no event loop is running"
+            )
+        try:
+            yield _MOVES
+        except GeneratorExit:
+            discard(awaitable)
+            raise
+    unit.is_native = True
+    try:
+        if type(awaitable) is CoroutineType:
+            return (yield from awaitable)
+        return (yield from awaitable.__await__())
+    except scheduler.Cancelled as exc:
+        if scheduler.is_cancelled(unit):
+            raise
+        # Let out it would pass for a cancellation of the operation.
+        raise RuntimeError(_STRAY) from exc
+    finally:
+        unit.is_native = False
+
+
+@coroutine
+def _drive(unit: _Unit) -> Generator[Any, Any, None]:
+    """Make the steps of a unit that has a task, in that task, until it ends or parks."""
+    group = unit.group
+    scheduler = group.scheduler
+    operation = scheduler.operation
+    task = scheduler.current_task()
+    steps: Any = unit.coroutine
+    step, argument = steps.send, None
+    while True:
+        nested = scheduler.stepping
+        scheduler.stepping = True
+        scheduler.unit = unit
+        scheduler.runner = task
+        try:
+            yielded = step(argument)
+        except StopIteration as stop:
+            unit.coroutine = None
+            group.ended(unit.index, stop.value)
+            yielded = _PARKED
+        except Exception as exc:
+            unit.coroutine = None
+            group.failed(unit.index, exc)
+            yielded = _PARKED
+        finally:
+            scheduler.stepping = nested
+        if yielded is _PARKED:
+            return
+        if scheduler.ready:
+            scheduler.add()
+        batches = None
+        if _AllWaiting.in_use:
+            batches = _awaited_batches(operation, steps)
+            if batches is not None:
+                operation.one_less()
+            elif operation.sleepers:
+                operation.wake()
+        try:
+            argument = yield yielded
+            step = steps.send
+        except BaseException as exc:
+            argument = exc
+            step = steps.throw
+        if batches is not None:
+            operation.others += 1
+            operation.forget(batches)
 
 
 def discard(value: object) -> None:
@@ -512,20 +605,39 @@ class _Scheduler:
 
     operation: _Operation
     root: _Group
+    has_loop = False
+    Cancelled: type[BaseException] = GeneratorExit
 
     def __init__(self) -> None:
         #: Of whom the next step is to be made, in order.
         self.ready: list[_Unit | _Group] = []
-        #: Whose step is made now.
+        #: Whose step is made now, and in which task.
         self.unit: _Unit | None = None
-        self.calls: set[_Call] = set()
+        self.runner: object = None
+        #: The task in which the steps of all that are ready are being made.
+        self.here: object = None
+        #: The units that have tasks.
+        self.tasks: set[_Unit] = set()
+        #: Whether its own task waits for somebody to make a unit ready.
         self.sleeping = False
+        #: Whether meanwhile another one makes a step, and then those of all that are ready.
+        self.stepping = False
         #: What is no ``Exception`` ends the operation, wherever it came out.
         self.interrupt: BaseException | None = None
         self.task = self.current_task()
 
     def current_task(self) -> object:
         return None
+
+    def is_cancelled(self, unit: _Unit) -> bool:
+        """Whether there is a reason to cancel the unit, whose task this is."""
+        return unit.cancelled
+
+    def add(self, *items: _Unit | _Group) -> None:
+        """Let these be ready."""
+        self.ready += items
+        if self.sleeping and not self.stepping:
+            self.wake()
 
     async def run(self) -> None:
         """Make steps until all units have ended, in the task that awaits this."""
@@ -534,7 +646,7 @@ class _Scheduler:
         except BaseException:
             self.root.cancel()
             await self._join()
-            self._step_all()  # which closes what had to wait for a call
+            self._step_all()  # which closes what had to wait for a task
             raise
 
     async def _work(self) -> None:
@@ -564,6 +676,7 @@ class _Scheduler:
         self.operation.others += 1
 
     def _step_all(self) -> None:
+        self.here = self.current_task()
         while self.ready:
             ready, self.ready = self.ready, []
             for item in ready:
@@ -580,32 +693,47 @@ class _Scheduler:
         raise NotImplementedError
 
     async def _join(self) -> None:
-        """Wait until all calls have ended, which were cancelled."""
+        """Wait until all tasks have ended, which were cancelled."""
 
-    def call(self, unit: _Unit, awaitable: Awaitable[Any]) -> _Call:
-        """Await an awaitable of a resolver in a task."""
-        call = _Call(self, unit)
-        try:
-            self._start(call, awaitable)
-        except BaseException:
-            discard(awaitable)
-            raise
-        return call
+    def start(self, unit: _Unit) -> None:
+        """Give a unit a task."""
+        raise NotImplementedError
 
-    def _start(self, call: _Call, awaitable: Awaitable[Any]) -> None:
-        raise GraphQLError("AnyioExecutor runs under asyncio and trio only: no event loop is running")
-
-    def _begin(self, call: _Call) -> None:
-        self.calls.add(call)
-        self.operation.others += 1
+    def left(self, unit: _Unit, interrupt: BaseException | None) -> None:
+        """The task of a unit ends: it has ended itself, or parked, or was cancelled."""
+        unit.leave_task()
+        if unit.cancelled or interrupt is not None:
+            unit.cancelled = False
+            unit.cancel()  # what it has parked for since, or itself
+        if interrupt is None and self.sleeping and not self.stepping:
+            # A round earlier than its own task would, and so no later than with a task for each.
+            self.stepping = True
+            try:
+                self._step_all()
+            except BaseException as exc:
+                interrupt = exc
+            finally:
+                self.stepping = False
+        if interrupt is not None:
+            self.interrupt = interrupt
+        if self.sleeping and (self.interrupt is not None or not self.root.left):
+            self.wake()
+        self.operation.one_less()
 
 
 class _AsyncioScheduler(_Scheduler):
+    has_loop = True
+
     def __init__(self) -> None:
         self._asyncio = asyncio = sys.modules["asyncio"]
         self.current_task = asyncio.current_task  # type: ignore[method-assign]
+        self.Cancelled = asyncio.CancelledError
         self._loop = asyncio.get_running_loop()
         self._waiter: Any = None
+        # New in Python 3.12; a factory of somebody else's may not know it.
+        self._is_eager = sys.version_info >= (3, 12) and (
+            self._loop.get_task_factory() is None
+        )
         super().__init__()
 
     async def _sleep(self) -> None:
@@ -616,52 +744,59 @@ class _AsyncioScheduler(_Scheduler):
         if not self._waiter.done():  # it may be cancelled
             self._waiter.set_result(None)
 
-    def _start(self, call: _Call, awaitable: Awaitable[Any]) -> None:
+    def start(self, unit: _Unit) -> None:
         # anyio's task groups take several times as long as this. What they are for is done here:
         # nothing outlives the operation, and who cancels it cancels this task.
-        self._begin(call)
-        task = self._loop.create_task(self._await(call, awaitable))
+        steps = self._run(unit)
+        unit.stops = _STARTS
+        if self._is_eager:
+            # The first step is made here: what waits for nobody needs no other one.
+            task = self._asyncio.Task(
+                steps, loop=self._loop, context=unit.context, eager_start=True
+            )
+        else:
+            task = unit.context.run(self._loop.create_task, steps)
+        if unit.stops is not None:
+            unit.stops = task
 
-        def stop() -> None:
-            # A task that is cancelled before its first step makes none.
-            if call.begun:
-                task.cancel()
-
-        call.stop = stop
-
-    async def _await(self, call: _Call, awaitable: Awaitable[Any]) -> None:
-        try:
-            if call.cancelled:
-                discard(awaitable)
-            else:
-                call.begun = True
-                call.value = await _watched(self.operation, awaitable)
-        except Exception as exc:
-            call.error = exc
-        except self._asyncio.CancelledError as exc:
-            if not call.cancelled:
-                call.error = RuntimeError(_STRAY)
-                call.error.__cause__ = exc
-        except BaseException as exc:
-            self.interrupt = exc
-        call.ended()
+    async def _run(self, unit: _Unit) -> None:
+        interrupt = None
+        if not unit.cancelled:
+            unit.begun = True
+            try:
+                await _drive(unit)
+            except self._asyncio.CancelledError:
+                pass  # the unit was cancelled
+            except BaseException as exc:
+                interrupt = exc
+        self.left(unit, interrupt)
 
     async def _join(self) -> None:
         # Not cancelled again and again by a cancel scope, so that resolvers can clean up.
         with anyio.CancelScope(shield=True):
-            while self.calls:
+            while self.tasks:
                 try:
                     await self._rest()
                 except self._asyncio.CancelledError:
-                    for call in list(self.calls):
-                        call.cancel()
+                    for unit in list(self.tasks):
+                        unit.stop()
+
+
+#: Stands for a task that is being made.
+_STARTS = object()
 
 
 class _TrioScheduler(_Scheduler):
+    has_loop = True
+
     def __init__(self) -> None:
         self._trio = sys.modules["trio"]
         self.current_task = self._trio.lowlevel.current_task  # type: ignore[method-assign]
+        self.Cancelled = self._trio.Cancelled
         super().__init__()
+
+    def is_cancelled(self, unit: _Unit) -> bool:
+        return bool(self._trio.current_effective_deadline() == -math.inf)
 
     async def run(self) -> None:
         interrupt = None
@@ -693,27 +828,25 @@ class _TrioScheduler(_Scheduler):
     def _wake(self) -> None:
         self._trio.lowlevel.reschedule(self.task)
 
-    def _start(self, call: _Call, awaitable: Awaitable[Any]) -> None:
-        self._begin(call)
-        scope = self._trio.CancelScope()
-        call.stop = scope.cancel
-        self._nursery.start_soon(self._await, call, awaitable, scope)
+    def start(self, unit: _Unit) -> None:
+        unit.stops = self._trio.CancelScope()
+        unit.begun = True
+        unit.context.run(self._start, unit)
 
-    async def _await(self, call: _Call, awaitable: Awaitable[Any], scope: Any) -> None:
+    def _start(self, unit: _Unit) -> None:
+        self._nursery.start_soon(self._run, unit, name="a GraphQL resolver")
+
+    async def _run(self, unit: _Unit) -> None:
+        interrupt = None
         try:
-            with scope:
-                call.value = await _watched(self.operation, awaitable)
-        except Exception as exc:
-            call.error = exc
-        except self._trio.Cancelled as exc:
-            if self._trio.current_effective_deadline() == -math.inf:
-                raise
-            call.error = RuntimeError(_STRAY)
-            call.error.__cause__ = exc
+            with unit.stops:
+                await _drive(unit)
+        except self._trio.Cancelled:
+            raise
         except BaseException as exc:
-            self.interrupt = exc
+            interrupt = exc
         finally:
-            call.ended()
+            self.left(unit, interrupt)
 
 
 def is_under_trio() -> bool:
@@ -767,20 +900,20 @@ class _Operation:
     def one_less(self) -> None:
         """One of the others waits for a load, sleeps or has ended."""
         self.others -= 1
-        if not self.others and self.waits():
+        if not self.others:
+            self.consider()
+
+    def consider(self) -> None:
+        if self.waits():
             # Decided for all batches here and now: the first that comes back lets units go on.
             for batch in self.batches:
                 if isinstance(batch.schedule, _AllWaiting):
                     batch.schedule.hold(batch).reconsider()
 
 
-def _watched(operation: _Operation, awaitable: Awaitable[Any]) -> Awaitable[Any]:
-    """Return what to await a call by, so that its operation knows when it waits for a load."""
-    return _watch(operation, awaitable) if _AllWaiting.in_use else awaitable
-
-
 @coroutine
 def _watch(operation: _Operation, awaitable: Awaitable[Any]) -> Generator[Any, Any, Any]:
+    """Await what a resolver has returned, and let its operation know when it waits for a load."""
     steps: Any = awaitable if type(awaitable) is CoroutineType else _as_coroutine(awaitable)
     try:
         yielded = steps.send(None)

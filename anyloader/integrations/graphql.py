@@ -25,6 +25,7 @@ from .._scope import LoaderScope
 from ._graphql_units import (
     all_waiting,
     apart,
+    awaited,
     discard,
     gather,
     gather_resolved,
@@ -285,11 +286,11 @@ class AnyioExecutor(_Stock):
 
         def with_abort_signal(self, awaitable: Awaitable[Any]) -> Any:
             if self.abort_signal is None:
-                return resolved(awaitable)
+                return awaited(awaitable)
             if is_under_trio():  # while subscribing; queries are refused as a whole
                 discard(awaitable)
                 raise _unsupported("abort_signal")
-            return resolved(super().with_abort_signal(awaitable))
+            return awaited(super().with_abort_signal(awaitable))
 
         def with_aborted_execution_error(self, awaitable: Awaitable[Any]) -> Any:
             return super().with_aborted_execution_error(operate(awaitable))
