@@ -357,14 +357,12 @@ class _Group:
     def failed(self, index: int, error: Exception) -> None:
         if not self.return_exceptions and self.error is None:
             self.error = error
-            self.scheduler.add(self)
+            self.scheduler.failed.append(self)
         self.ended(index, error)
 
     def cancel(self) -> None:
         for child in self.children:
             child.cancel()
-
-    step = cancel
 
     def outcome(self) -> list[Any]:
         if self.error is None:
@@ -610,7 +608,9 @@ class _Scheduler:
 
     def __init__(self) -> None:
         #: Of whom the next step is to be made, in order.
-        self.ready: list[_Unit | _Group] = []
+        self.ready: list[_Unit] = []
+        #: Gathers of which a child has failed, and the others are to be cancelled.
+        self.failed: list[_Group] = []
         #: Whose step is made now, and in which task.
         self.unit: _Unit | None = None
         self.runner: object = None
@@ -633,9 +633,9 @@ class _Scheduler:
         """Whether there is a reason to cancel the unit, whose task this is."""
         return unit.cancelled
 
-    def add(self, *items: _Unit | _Group) -> None:
+    def add(self, *units: _Unit) -> None:
         """Let these be ready."""
-        self.ready += items
+        self.ready += units
         if self.sleeping and not self.stepping:
             self.wake()
 
@@ -677,10 +677,17 @@ class _Scheduler:
 
     def _step_all(self) -> None:
         self.here = self.current_task()
-        while self.ready:
+        while self.ready or (self.failed and not self.stepping):
             ready, self.ready = self.ready, []
-            for item in ready:
-                item.step()
+            failed: list[_Group] = []
+            if not self.stepping:
+                # Not before all that were ready have made their step. So not in a task of a unit either:
+                # others may be about to make theirs.
+                failed, self.failed = self.failed, []
+            for unit in ready:
+                unit.step()
+            for group in failed:
+                group.cancel()
 
     def wake(self) -> None:
         self._woken()
@@ -716,7 +723,7 @@ class _Scheduler:
                 self.stepping = False
         if interrupt is not None:
             self.interrupt = interrupt
-        if self.sleeping and (self.interrupt is not None or not self.root.left):
+        if self.sleeping and (self.failed or self.interrupt is not None or not self.root.left):
             self.wake()
         self.operation.one_less()
 
