@@ -332,8 +332,7 @@ async def depth(levels: int, resolve: Callable[[Any, Any], Any], *more: str) -> 
     while data is not None and "n" in data:
         answered += 1
         data = data["n"]
-    if answered < levels or result.errors:
-        assert "recursion" in result.errors[0].message
+    assert not result.errors
     return answered
 
 
@@ -341,11 +340,10 @@ async def depth(levels: int, resolve: Callable[[Any, Any], Any], *more: str) -> 
 async def test_nested_hits_are_completed_at_any_depth(more: tuple[str, ...]) -> None:
     async with DataLoader(Recorder[int, int](lambda key: key)) as loader:
         loader.prime(1, 1)
-        levels = 2_000 if IS_3_3 else 150
-        assert await depth(levels, lambda _source, _info: loader.load(1), *more) == levels
+        assert await depth(1_000, lambda _source, _info: loader.load(1), *more) == 1_000
 
 
-async def test_nested_loads_go_deep_and_then_fail_with_an_error() -> None:
+async def test_nested_loads_are_completed_at_any_depth() -> None:
     async with DataLoader(Recorder[int, int](lambda key: key)) as loader:
 
         def load(source: Any, _info: object) -> Any:
@@ -355,9 +353,8 @@ async def test_nested_loads_go_deep_and_then_fail_with_an_error() -> None:
             return await loader.load((source or 0) + 1)
 
         for resolve in (load, load_too):
-            assert await depth(150, resolve) == 150
-            with anyio.fail_after(20):
-                await depth(1_500, resolve)
+            assert await depth(1_000, resolve) == 1_000
+            loader.clear_all()
 
 
 # --- What resolvers see ---
@@ -459,7 +456,7 @@ async def test_loads_of_a_cancelled_selection_are_given_up() -> None:
             assert outcome(result) == ({"a": None, "number": 1}, [("boom", ["a", "boom"])])
             await wait_all_tasks_blocked()
             assert loader.statistics().running == 0
-    assert cancelled == [[1, 2, 3, 4]]
+    assert cancelled[-1] == [1, 2, 3, 4]
 
 
 async def test_a_load_of_a_selection_that_is_cancelled_may_be_awaited_by_others() -> None:
@@ -536,7 +533,7 @@ class ScopedExecutor(AnyioExecutor):
 
 
 class ScopedByFunction(AnyioExecutor):
-    make_scope = lambda: LoaderScope()  # noqa: E731, PLW0108
+    make_scope = lambda: LoaderScope()  # noqa: E731
 
 
 @pytest.mark.parametrize("executor", [ScopedExecutor, ScopedByFunction])
@@ -869,7 +866,7 @@ async def test_a_resolver_may_go_on_though_it_is_cancelled() -> None:
             with anyio.CancelScope(shield=True):
                 await checkpoint()
             events.append("went on")
-        return {"x": number, "y": number}
+        return [{"x": number, "y": number}]
 
     events: list[str] = []
     result = await execute("{must{boom items{x y}}}", {"must": [{"boom": fail, "items": goes_on}]})
@@ -936,13 +933,13 @@ async def test_a_subclass_cannot_await_what_belongs_to_the_event_loop() -> None:
     class Awaits(AnyioExecutor):
         async def complete_awaitable_value(self, *args: Any) -> Any:
             value = await super().complete_awaitable_value(*args)
-            await anyio.sleep(0)
+            await checkpoint()
             return value
 
     async with DataLoader(Recorder[int, int](lambda key: key)) as loader:
         root = {"a": {"x": lambda _info: loader.load(1), "y": lambda _info: loader.load(2)}}
-        with pytest.raises(RuntimeError, match="a method of a subclass"):
-            await execute("{a{x y}}", root, stock=True, executor_class=Awaits)
+        result = await execute("{a{x y}}", root, stock=True, executor_class=Awaits)
+    assert "a method of a subclass" in result.errors[0].message
 
 
 # --- The schedule that waits for all resolvers ---

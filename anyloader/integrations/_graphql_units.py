@@ -5,39 +5,39 @@ Theory of operation
 ===================
 
 A *unit* is a coroutine of graphql-core that is to be awaited at the same time as others: a field, an
-item of a list. The task that awaits the operation makes all steps of all its units, by a
-:class:`_Scheduler`, until each of them has parked. A unit parks for one of three things::
+item of a list. The task that awaits the operation makes the steps of all its units, by a
+:class:`_Scheduler`. A unit parks for a gather of its own (its children are units, and it goes on when all
+of them have ended) or for a load (as one of those who await it). When no unit is ready the task sleeps, and
+whoever makes one ready wakes it.
 
-    a gather    units of its own, its children; goes on when all of them have ended
-    a load      goes on when that has settled, as one of those who await it
-    a call      an awaitable of a resolver, the only thing that has a task: it may use cancel scopes,
-                task groups and whatever belongs to the task that runs it
+What a resolver wrote itself may use cancel scopes, task groups and whatever else belongs to the task that
+runs it. So a unit that comes to await it moves into a task of its own, which makes its steps from then on:
+those of the resolver, and what graphql-core does with its result, until the unit has ended or parks
+again. Units that it has made ready then make their steps in that task too, since the task of the
+operation would come a round later.
 
-When no unit is ready the task sleeps, and whoever makes one ready wakes it. Each unit has a context of
-its own, as a task would have; after a call that of the call's task, so that what a resolver sets is
-seen below its field, as ever.
-
-Where code runs that is no step of a unit (a call that gathers, graphql-core's deliveries on asyncio)
-loads are simply awaited, and a gather is run by a scheduler of its own, in the task it is awaited in.
+A unit has a context of its own, as a task would have. Where code runs that is no step of a unit (a
+resolver that gathers, graphql-core's deliveries on asyncio) loads are simply awaited, and a gather is run
+by a scheduler of its own in the task that awaits it.
 
 **Failure.** The first child that fails makes its gather cancel the others, once all that are ready have
 made their step. A unit is cancelled by closing its coroutine, which runs no code but graphql-core's:
-at once if it waits for a load, else after its children, or its call, have ended.
+at once if it waits for a load, else after its children, or its task, have ended.
 
 How :func:`all_waiting` knows what an operation waits for
 =========================================================
 
 ``_Operation.others`` counts who can go on without a load: each scheduler that does not sleep, and each
-call that does not await a load. At zero the operation can only go on by a load. A call's coroutine shows
-by the chain of what awaits what whether it waits for a load; that is looked at after every step of it,
-by :func:`_watch`, from the first use of ``all_waiting`` in the process on.
+task of a unit that does not await a load. At zero the operation can only go on by a load. The coroutine
+of a unit shows by the chain of what awaits what whether its task waits for a load; that is looked at after
+every step, by :func:`_drive`, from the first use of ``all_waiting`` in the process on.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from collections.abc import Awaitable, Coroutine, Generator, Sequence
 from contextvars import Context, ContextVar, copy_context
 from inspect import CORO_CREATED, getcoroutinelocals, getcoroutinestate
 from types import CoroutineType, GeneratorType, coroutine
@@ -62,6 +62,7 @@ __all__ = (
     "discard",
     "gather",
     "gather_resolved",
+    "is_deep",
     "is_under_trio",
     "operate",
     "resolved",
@@ -131,7 +132,8 @@ class _Waiting(_CoreWaiter):
     """Waits for a load_many, or for a load from within a batch function."""
 
     def __init__(self, load: Any, waiter: Any, origin: Any, batches: Any) -> None:
-        self.load, self.waiter, self.origin, self.batches = load, waiter, origin, batches
+        self.load: Any = load
+        self.waiter, self.origin, self.batches = waiter, origin, batches
         self.handle: Any = None
         if type(load) is LoadManyHandle:
             if load._awaits == 0:
@@ -201,6 +203,7 @@ class _Unit(_CoreWaiter):
         "cancelled",
         "context",
         "coroutine",
+        "depth",
         "group",
         "index",
         "is_native",
@@ -224,6 +227,8 @@ class _Unit(_CoreWaiter):
         self.begun = False
         #: Whether what a resolver wrote is being awaited, in its task.
         self.is_native = False
+        #: How many fields may be nested in its coroutine: it has waited for so many.
+        self.depth = 0
         self.cancelled = False
         #: Batches that its operation has noted it to wait for.
         self.batches: list[Batch] | None = None
@@ -436,6 +441,16 @@ def gather_resolved(*awaitables: Awaitable[Any], return_exceptions: bool = False
     return gather(*map(resolved, awaitables), return_exceptions=return_exceptions)
 
 
+def is_deep() -> bool:
+    """Whether so much is nested in the current unit that what comes next should be apart."""
+    unit = _current_unit()
+    return unit is not None and unit.depth >= _DEEP
+
+
+# Each level takes two or three frames of the stack, of which there are a thousand by default.
+_DEEP = 50
+
+
 async def apart(awaitable: Awaitable[Any]) -> Any:
     """Await a coroutine of graphql-core's without adding to the stack of what awaits it."""
     unit = _current_unit()
@@ -451,6 +466,7 @@ def awaited(awaitable: Awaitable[Any]) -> Awaitable[Any]:
     unit = _current_unit()
     if unit is None:
         return awaitable
+    unit.depth += 1
     if type(awaitable) is LoadHandle or type(awaitable) is LoadManyHandle:
         if not _is_pending(awaitable):
             return awaitable
@@ -487,9 +503,8 @@ def _natively(unit: _Unit, awaitable: Any) -> Generator[Any, Any, Any]:
             raise
     unit.is_native = True
     try:
-        if type(awaitable) is CoroutineType:
-            return (yield from awaitable)
-        return (yield from awaitable.__await__())
+        steps: Any = awaitable if type(awaitable) is CoroutineType else awaitable.__await__()
+        return (yield from steps)
     except scheduler.Cancelled as exc:
         if scheduler.is_cancelled(unit):
             raise
@@ -738,9 +753,7 @@ class _AsyncioScheduler(_Scheduler):
         self._loop = asyncio.get_running_loop()
         self._waiter: Any = None
         # New in Python 3.12; a factory of somebody else's may not know it.
-        self._is_eager = sys.version_info >= (3, 12) and (
-            self._loop.get_task_factory() is None
-        )
+        self._is_eager = sys.version_info >= (3, 12) and (self._loop.get_task_factory() is None)
         super().__init__()
 
     async def _sleep(self) -> None:
@@ -871,7 +884,7 @@ class _Operation:
         self.ended = False
         #: See the theory of operation.
         self.others = 0
-        #: What units and calls wait for, and how many of them wait for each. Changed here only.
+        #: What units wait for, and how many of them wait for each. Changed here only.
         self.batches: dict[Batch, int] = {}
         #: Schedules that want to look again when something has made a step.
         self.sleepers: list[anyio.Event] = []
@@ -881,7 +894,7 @@ class _Operation:
         return self.others <= 0 and not any(batch.is_done for batch in self.batches)
 
     def note(self, load: _Load) -> list[Batch]:
-        """A unit or a call waits for a load: for the batches returned."""
+        """A unit waits for a load: for the batches returned."""
         batches = _pending_batches(load)
         for batch in batches:
             waiting = self.batches.get(batch, 0)
@@ -891,7 +904,7 @@ class _Operation:
         return batches
 
     def forget(self, batches: list[Batch]) -> None:
-        """A unit or a call waits for these batches no more."""
+        """A unit waits for these batches no more."""
         for batch in batches:
             self.batches[batch] -= 1
             if not self.batches[batch]:
@@ -951,7 +964,7 @@ _AWAITS = {LoadHandle.__await__.__code__, LoadManyHandle.__await__.__code__}
 
 def _awaited_batches(operation: _Operation, steps: Any) -> list[Batch] | None:
     """
-    Say what a call waits for: the batches of a load, which are noted, or none of its own, if it runs a
+    Say what a task of a unit waits for: the batches of a load, which are noted, or none of its own, if it runs a
     scheduler that sleeps; ``None`` if it is something else.
     """
     while True:
@@ -998,7 +1011,7 @@ class _Hold:
 
 
 class _AllWaiting:
-    #: Whether calls have to be watched: nobody else should pay for it.
+    #: Whether what tasks wait for has to be known: nobody else should pay for that.
     in_use = False
 
     def __init__(self, max_wait: float) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterable, Awaitable, Callable
 from functools import update_wrapper
-from types import CodeType, FunctionType
+from types import CodeType, CoroutineType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 import graphql
@@ -29,6 +29,7 @@ from ._graphql_units import (
     discard,
     gather,
     gather_resolved,
+    is_deep,
     is_under_trio,
     operate,
     resolved,
@@ -148,8 +149,22 @@ class AnyioExecutor(_Stock):
     Ariadne calls it ``execution_context_class`` with both. On 3.3 it is also all that the incremental
     executor is, graphql-core's default.
 
-    What resolvers return is awaited in anyio task groups, so a resolver may use cancel scopes, task
-    groups and whatever else runs on the backend. Errors are reported as graphql-core reports them.
+    What graphql-core awaits by itself, and loads that resolvers return, have no tasks. What a resolver
+    wrote itself is awaited in a task (of asyncio's own, or of a trio nursery), so it may use cancel
+    scopes, task groups and whatever else runs on the backend. Errors are reported as graphql-core
+    reports them. On asyncio a resolver does not see the deadlines of cancel scopes around its
+    operation in ``anyio.current_effective_deadline()``.
+
+    **A scope for each operation**, and for each event of a subscription, is made where a subclass says by
+    what::
+
+        class Executor(AnyioExecutor):
+            make_scope = LoaderScope
+
+    It is entered before the first resolver is called, and left when the operation has been executed, by
+    the rules of :class:`LoaderScope`. What comes later (``@defer``, ``@stream``) finds it closed. All
+    operations are awaitable then, and ``execute_sync`` raises a ``RuntimeError``. With 3.2 no executor
+    takes part in subscriptions.
 
     **Cancellation.** Where a field that must not be null fails, its siblings are cancelled and have
     ended before the error goes on; loads they awaited go on for everybody else. (Where it fails before
@@ -157,17 +172,18 @@ class AnyioExecutor(_Stock):
     run on in the background; otherwise they never are.) If the operation is
     cancelled, its resolvers are, and have ended. A resolver that is cancelled for no such reason, as
     by awaiting what somebody else cancelled, fails with a ``RuntimeError``, as any other error of a
-    field (with 3.2, of the selection around the field).
+    field. On asyncio a resolver is cancelled once, as ``asyncio.gather`` does, not at each of its awaits.
 
     **Not under trio:** ``@defer``, ``@stream`` and ``abort_signal`` are refused by an error in the
     response, and with 3.2 ``graphql.subscribe`` raises a ``GraphQLError``; with 3.3 subscriptions run.
     Under asyncio all of them do what they do without this class.
 
-    **Checkpoints.** The operation is executed without one as long as nothing is awaited; with 3.3 a
-    settled load that a resolver returns is not. Gathering two or more awaitables is a checkpoint.
+    **Checkpoints.** Awaiting the operation is a checkpoint if it has to wait: for a load that has not
+    settled, or a resolver that waits. With 3.3 it need not be awaited if resolvers return values and
+    settled loads only.
 
-    **Errors.** Under an event loop that is neither asyncio nor trio, what has to be gathered fails
-    with a ``GraphQLError`` in the response.
+    **Errors.** Under an event loop that is neither asyncio nor trio, what a resolver wrote itself fails
+    with a ``GraphQLError`` in the response. Nested loads are completed at any depth.
     """
 
     make_scope: Callable[[], LoaderScope] | None = None
@@ -184,6 +200,10 @@ class AnyioExecutor(_Stock):
             if self.type_resolver is _core["default_type_resolver"]:
                 self.type_resolver = _default_type_resolver
             self.middleware_manager = _Resolvers(self.middleware_manager, self.is_awaitable)
+
+        def execute_field(self, *args: Any) -> Any:
+            completed = super().execute_field(*args)
+            return apart(completed) if type(completed) is CoroutineType and is_deep() else completed
 
         def complete_list_value(self, *args: Any) -> Any:
             *rest, items = args
@@ -255,7 +275,7 @@ class AnyioExecutor(_Stock):
                 or not isinstance(path.key, str)  # an item of @stream, which is awaited
             ):
                 completing = super().complete_awaitable_value(*rest, result, position_context)
-                return apart(completing) if self._nested else completing
+                return apart(completing) if self._nested or is_deep() else completing
             # A hit of a field. There is nothing to wait for, so no unit is needed that would wait.
             self._nested += 1
             try:
@@ -340,7 +360,11 @@ else:  # pragma: no cover - 3.2
 
     def _type_resolved(completed):
         """Have a task await what resolvers of types have returned, with all below it."""
-        return resolved(completed) if getattr(completed, "cr_code", None) in _AWAIT_TYPES else completed
+        return (
+            resolved(completed)
+            if getattr(completed, "cr_code", None) in _AWAIT_TYPES
+            else completed
+        )
 
     class _Resolvers:
         """
