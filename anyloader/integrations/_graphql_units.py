@@ -156,14 +156,14 @@ class _Waiting(_CoreWaiter):
     def set_result(self, result: None) -> None:
         if not self.next():
             if type(self.load) is LoadManyHandle:
-                self.load._awaits = self.load._awaits - 1 or None
+                self.load._awaits = (self.load._awaits or 0) - 1 or None
             self.end()
             self.waiter.set_result(None)
 
     def leave(self) -> None:
         self.handle._remove_waiter(self.handle._batch, self)
         if type(self.load) is LoadManyHandle:
-            self.load._awaits -= 1
+            self.load._awaits = (self.load._awaits or 0) - 1
             if not self.load._awaits:
                 for batch in self.batches:
                     if not batch.is_done:
