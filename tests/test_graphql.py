@@ -446,8 +446,12 @@ async def test_loads_of_a_cancelled_selection_are_given_up() -> None:
         await wait_all_tasks_blocked()
         raise ValueError("boom")
 
-    for boom in (fail, fails_late):
-        async with DataLoader(fetch) as loader:
+    for boom, schedule in (
+        (fail, None),
+        (fails_late, None),
+        (fails_late, all_waiting()),
+    ):
+        async with DataLoader(fetch, schedule=schedule) as loader:
             item = {"x": lambda _info: loader.load(1), "y": lambda _info: loader.load_many([2, 3])}
             a = {"boom": boom, **item, "items": [item, {"x": lambda _info: loader.load(4)}]}
             root = {"a": a, "number": number}
@@ -856,6 +860,47 @@ async def test_an_interrupt_comes_out_bare() -> None:
         with pytest.raises(Stop):
             root = {"a": lambda _info: loader.load(1), "number": number, "items": [{"x": number}]}
             await execute("{a{x} number items{x}}", root)
+
+
+async def test_an_interrupt_comes_out_of_what_a_resolver_has_made_ready() -> None:
+    class Stop(BaseException):
+        pass
+
+    def stop(_info: object) -> int:
+        raise Stop
+
+    async def items(_info: object) -> object:
+        await checkpoint()
+        return [loader.load(1), loader.load(1)]
+
+    async with DataLoader(Recorder[int, Any](lambda key: key)) as loader:
+        loader.prime(1, {"x": stop})
+        with pytest.raises(Stop):
+            await execute("{items{x} number}", {"items": items, "number": number})
+
+
+@on_asyncio
+async def test_a_resolver_that_was_not_begun_is_none_that_was_never_awaited() -> None:
+    import asyncio
+
+    def factory(loop: Any, steps: Any, **options: Any) -> Any:
+        return asyncio.Task(steps, loop=loop, **options)
+
+    asyncio.get_running_loop().set_task_factory(factory)
+    async with DataLoader(Recorder[int, Any](lambda key: key)) as loader:
+        loader.prime(1, ValueError("boom"))
+        root = {"a": {"boom": lambda _info: loader.load(1), "x": number}, "number": number}
+        result = await execute("{a{boom x} number}", root)
+    assert outcome(result) == ({"a": None, "number": 1}, [("boom", ["a", "boom"])])
+
+
+async def test_units_await_anything_and_anywhere() -> None:
+    class Answer:
+        def __await__(self) -> Any:
+            return number(self).__await__()
+
+    assert await units.gather(Answer(), units.resolved(Answer())) == [1, 1]
+    assert await units.apart(number(None)) == 1
 
 
 async def test_a_resolver_may_go_on_though_it_is_cancelled() -> None:

@@ -343,7 +343,7 @@ class _Group:
             _Unit(
                 self,
                 index,
-                awaitable if type(awaitable) is CoroutineType else _as_coroutine(awaitable),
+                awaitable if type(awaitable) is CoroutineType else resolved(awaitable),
                 copy_context(),
             )
             for index, awaitable in enumerate(awaitables)
@@ -394,10 +394,6 @@ _STRAY = "the resolver was cancelled, though its operation was not: what it awai
 @coroutine
 def _parked() -> Generator[object, None, None]:
     yield _PARKED
-
-
-async def _as_coroutine(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable
 
 
 _scheduler: ContextVar[_Scheduler | None] = ContextVar("anyloader_scheduler", default=None)
@@ -929,34 +925,6 @@ class _Operation:
             for batch in self.batches:
                 if isinstance(batch.schedule, _AllWaiting):
                     batch.schedule.hold(batch).reconsider()
-
-
-@coroutine
-def _watch(operation: _Operation, awaitable: Awaitable[Any]) -> Generator[Any, Any, Any]:
-    """Await what a resolver has returned, and let its operation know when it waits for a load."""
-    steps: Any = awaitable if type(awaitable) is CoroutineType else _as_coroutine(awaitable)
-    try:
-        yielded = steps.send(None)
-        while True:
-            batches = _awaited_batches(operation, steps)
-            if batches is not None:
-                operation.one_less()
-            elif operation.sleepers:
-                operation.wake()
-            try:
-                sent = yield yielded
-            except BaseException as exc:
-                if batches is not None:
-                    operation.others += 1
-                    operation.forget(batches)
-                yielded = steps.throw(exc)
-            else:
-                if batches is not None:
-                    operation.others += 1
-                    operation.forget(batches)
-                yielded = steps.send(sent)
-    except StopIteration as stop:
-        return stop.value
 
 
 _AWAITS = {LoadHandle.__await__.__code__, LoadManyHandle.__await__.__code__}
