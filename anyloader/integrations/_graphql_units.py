@@ -1020,7 +1020,10 @@ class _AllWaiting:
                 if not units or _waiters(batch) > units:
                     # Who else waits may be a task of a resolver, which waits for that task.
                     return
-            limit = min(limit, anyio.current_time() + self._max_wait)
+            now = anyio.current_time()
+            limit = min(limit, now + self._max_wait)
+            if now >= limit:  # also where something makes a step in every round, and wakes this
+                return
             hold.woken = anyio.Event()
             for operation in hold.operations:
                 operation.sleepers.append(hold.woken)
