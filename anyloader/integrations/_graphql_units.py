@@ -76,10 +76,10 @@ _Load: TypeAlias = "LoadHandle[Any] | LoadManyHandle[Any]"
 from .._handle import Failure, check_place, running_batch  # noqa: E402
 
 
-def _is_pending(load: _Load) -> bool:
+def _is_pending(load: Any) -> bool:
     if type(load) is LoadHandle:
         return load._batch is not None
-    return any(handle._batch is not None for handle in load._handles)  # type: ignore[union-attr]
+    return any(handle._batch is not None for handle in load._handles)
 
 
 _wrapped: dict[Any, Any] = {}
@@ -1024,11 +1024,11 @@ class _AllWaiting:
             limit = min(limit, now + self._max_wait)
             if now >= limit:  # also where something makes a step in every round, and wakes this
                 return
-            hold.woken = anyio.Event()
+            woken = hold.woken = anyio.Event()
             for operation in hold.operations:
-                operation.sleepers.append(hold.woken)
+                operation.sleepers.append(woken)
             with anyio.CancelScope(deadline=limit) as timeout:
-                await hold.woken.wait()
+                await woken.wait()
             if timeout.cancelled_caught:
                 return
 

@@ -186,7 +186,8 @@ class AnyioExecutor(_Stock):
     with a ``GraphQLError`` in the response. Nested loads are completed at any depth.
     """
 
-    make_scope: Callable[[], LoaderScope] | None = None
+    #: Makes the :class:`LoaderScope` of an operation, if it is to have one.
+    make_scope: Any = None
 
     # There is no method that gathers and could be overridden, so these are copies.
     execute_fields: Any = _gathering(_Core.execute_fields)
