@@ -183,6 +183,70 @@ def graphql_contests() -> Iterator[Contest]:
         yield Contest(where, samples, [(peer, OURS) for peer in peers()])
 
 
+# GraphQL under AnyioExecutor: half of the objects are in a list, each of which has another one.
+
+
+def _pairs(resolvers: str, n: int) -> tuple[Any, Any]:
+    graphql = import_module("graphql")
+    schema = graphql.build_schema(
+        "type Query { nodes: [Node] } type Node { name: String, other: Node }"
+    )
+    schema.query_type.fields["nodes"].resolve = lambda _root, _info: range(n // 2)
+
+    async def awaits_name(node: int, info: Any) -> str:
+        name: str = await info.context[0].load(node)
+        return name
+
+    async def awaits_other(node: int, info: Any) -> int:
+        other: int = await info.context[1].load(node)
+        return other
+
+    by_kind: dict[str, tuple[Any, Any]] = {
+        "return": (
+            lambda node, info: info.context[0].load(node),
+            lambda node, info: info.context[1].load(node),
+        ),
+        "await": (awaits_name, awaits_other),
+        "plain": (lambda node, _info: f"node {node}", lambda node, _info: node + n),
+    }
+    fields = schema.type_map["Node"].fields
+    fields["name"].resolve, fields["other"].resolve = by_kind[resolvers]
+    return schema, graphql.parse("{ nodes { other { name } } }")
+
+
+def executor_contests(resolvers: str, trio: bool) -> Iterator[Contest]:
+    found = peers()
+    if "graphql" in missing() or "aiodataloader" not in found or (trio and "trio" in missing()):
+        return
+    graphql = import_module("graphql")
+    executor = import_module("anyloader.integrations.graphql").AnyioExecutor
+    name = "executor_class" if hasattr(graphql, "Executor") else "execution_context_class"
+
+    def sample(n: int, backend: str, opened: Open, **options: Any) -> float:
+        schema, document = _pairs(resolvers, n)
+
+        async def others(nodes: list[int]) -> list[int]:
+            return [node + n for node in nodes]
+
+        async def request() -> None:
+            async with opened(_names) as names, opened(others) as loader:
+                result = graphql.execute(schema, document, context_value=(names, loader), **options)
+                if graphql.pyutils.is_awaitable(result):
+                    result = await result
+            if result.data["nodes"][-1]["other"]["name"] != f"node {n + n // 2 - 1}":
+                raise RuntimeError(f"wrong answer: {result.errors}")
+
+        return anyio.run(_timed, request, n, backend=backend)
+
+    backend = "trio" if trio else "asyncio"
+    for n in (2_000, 8_000):
+        samples: dict[str, Sample] = {
+            "AnyioExecutor": partial(sample, n, backend, ours, **{name: executor}),
+            "stock, asyncio": partial(sample, n, "asyncio", found["aiodataloader"]),
+        }
+        yield Contest(f"{backend}, {n}", samples, [("AnyioExecutor", "stock, asyncio")])
+
+
 # Memory
 
 
@@ -422,6 +486,23 @@ _FASTER: list[tuple[str, str, float, _Contests]] = [
     ("graphql", "GraphQL query, 3 levels, 2,000 objects", 1, graphql_contests),
 ]
 _BOUNDED: list[tuple[str, str, float, str, _Contests]] = [
+    *(
+        (
+            f"executor-{name}{'-trio' if trio else ''}",
+            title,
+            at,
+            "us",
+            partial(executor_contests, name, trio),
+        )
+        for name, title, at, trio in (
+            ("return", "GraphQL, resolvers return loads", 1.0, False),
+            ("return", "GraphQL, resolvers return loads", 1.0, True),
+            ("await", "GraphQL, resolvers await loads", 1.1, False),
+            ("await", "GraphQL, resolvers await loads", 1.3, True),
+            ("plain", "GraphQL, nothing is awaited", 1.0, False),
+            ("plain", "GraphQL, nothing is awaited", 1.0, True),
+        )
+    ),
     ("trio-tasks", "2,000 trio tasks", 1.25, "us", partial(trio_contests, trio_tasks, 2_000)),
     ("trio-misses", "one miss at a time", 1.5, "us", partial(trio_contests, misses, 1_000)),
     ("scaling", "load_many of 1,000 to 1,000,000 keys", 2, "us", scaling_contests),

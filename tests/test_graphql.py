@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
 from typing import Any
 
 import anyio
@@ -14,8 +15,17 @@ from anyio.lowlevel import checkpoint
 
 graphql = pytest.importorskip("graphql")
 
-import anyloader.integrations.graphql as integration  # noqa: E402
-from anyloader import DataLoader, LoaderClosedError  # noqa: E402
+from anyloader import (  # noqa: E402
+    DataLoader,
+    LoadDeadlockError,
+    LoaderClosedError,
+    LoaderNotOpenError,
+    LoaderScope,
+    batch_loader,
+    current_scope,
+    schedules,
+)
+from anyloader.integrations import _graphql_units as units  # noqa: E402
 from anyloader.integrations.graphql import AnyioExecutor, all_waiting  # noqa: E402
 from support import Recorder, run_seeds, wait_all_tasks_blocked  # noqa: E402
 
@@ -289,6 +299,269 @@ async def test_an_abort_signal_stops_hits_too(stock: bool) -> None:
         root = {"a": {"x": abort, "y": 1}}
         with pytest.raises(graphql.AbortedGraphQLExecutionError):
             await execute("{a{x y}}", root, stock=stock, abort_signal=controller.signal)
+        await wait_all_tasks_blocked()  # it completes in the background what can be
+
+
+# --- Depth ---
+
+NESTED = graphql.build_schema("type Query { n: Node } type Node { n: Node, m: Node, x: Int }")
+
+
+def nested_document(levels: int, *more: str) -> Any:
+    """Give ``{n {n {... {x}}}}`` by fragments, as a parser does not take so many levels."""
+    beside = " ".join(f"{name} {{x}}" for name in more)
+    fragments = [
+        f"fragment F{level} on Node {{n {{...F{level + 1}}} {beside}}}" for level in range(levels)
+    ]
+    fragments.append(f"fragment F{levels} on Node {{x}}")
+    return graphql.parse("\n".join(["{n {...F1}}", *fragments]))
+
+
+async def depth(levels: int, resolve: Callable[[Any, Any], Any], *more: str) -> int:
+    """Give how many levels of a nested query were answered."""
+    option = {"executor_class" if IS_3_3 else "execution_context_class": AnyioExecutor}
+
+    def resolver(source: Any, info: Any) -> Any:
+        return resolve(source, info) if info.field_name != "x" else 1
+
+    document = nested_document(levels, *more)
+    result: Any = graphql.execute(NESTED, document, field_resolver=resolver, **option)
+    if graphql.pyutils.is_awaitable(result):
+        result = await result
+    answered, data = 0, result.data
+    while data is not None and "n" in data:
+        answered += 1
+        data = data["n"]
+    assert not result.errors
+    return answered
+
+
+@pytest.mark.parametrize("more", [(), ("m",)])
+async def test_nested_hits_are_completed_at_any_depth(more: tuple[str, ...]) -> None:
+    async with DataLoader(Recorder[int, int](lambda key: key)) as loader:
+        loader.prime(1, 1)
+        assert await depth(1_000, lambda _source, _info: loader.load(1), *more) == 1_000
+
+
+async def test_nested_loads_are_completed_at_any_depth() -> None:
+    async with DataLoader(Recorder[int, int](lambda key: key)) as loader:
+
+        def load(source: Any, _info: object) -> Any:
+            return loader.load((source or 0) + 1)
+
+        async def load_too(source: Any, _info: object) -> Any:
+            return await loader.load((source or 0) + 1)
+
+        for resolve in (load, load_too):
+            assert await depth(1_000, resolve) == 1_000
+            loader.clear_all()
+
+
+# --- What resolvers see ---
+
+
+async def test_what_a_resolver_sets_is_seen_below_its_field_and_not_beside_it(stock: bool) -> None:
+    variable: ContextVar[str] = ContextVar("variable", default="nothing")
+
+    def sets(name: str) -> Callable[[object], Awaitable[object]]:
+        async def resolve(_info: object) -> object:
+            await checkpoint()
+            before = variable.get()
+            variable.set(name)
+            await checkpoint()
+            seen.append((name, before))
+            return {"x": lambda _info: below(name), "y": lambda _info: see(f"{name}.y")}
+
+        return resolve
+
+    async def below(name: str) -> int:
+        await checkpoint()
+        return see(f"{name}.x")
+
+    def see(name: str) -> int:
+        seen.append((name, variable.get()))
+        return 1
+
+    seen: list[tuple[str, str]] = []
+    result = await execute("{a{x y} b{x y}}", {"a": sets("a"), "b": sets("b")}, stock=stock)
+    assert result.errors is None
+    assert sorted(seen) == [
+        ("a", "nothing"),
+        ("a.x", "a"),
+        ("a.y", "a"),
+        ("b", "nothing"),
+        ("b.x", "b"),
+        ("b.y", "b"),
+    ]
+    assert variable.get() == "nothing"
+
+
+async def test_resolvers_at_the_same_time_have_tasks_of_their_own() -> None:
+    tasks: list[int] = []
+
+    async def resolve(_info: object) -> int:
+        await checkpoint()
+        tasks.append(anyio.get_current_task().id)
+        await checkpoint()
+        return 1
+
+    item = {"x": resolve, "y": resolve}
+    await execute("{a{x y} b{x y}}", {"a": item, "b": item})
+    assert len(set(tasks)) == 4
+    assert anyio.get_current_task().id not in tasks
+
+
+# --- Loads that resolvers return ---
+
+
+async def test_a_load_many_can_be_returned() -> None:
+    fetch = Recorder[int, Any](lambda key: ValueError("boom") if key == 3 else {"x": key})
+    async with DataLoader(fetch) as loader, DataLoader(fetch) as other:
+        root = {
+            "items": lambda _info: loader.load_many([1, 2]),
+            "must": lambda _info: other.load_many([2, 3]),
+            "a": {"items": lambda _info: loader.load_many([3, 4], return_exceptions=True)},
+        }
+        result = await execute("{items{x} must{x} a{items{x}}}", root)
+        assert outcome(result) == (
+            {"items": [{"x": 1}, {"x": 2}], "must": None, "a": {"items": [None, {"x": 4}]}},
+            [("boom", ["a", "items", 0]), ("boom", ["must"])],
+        )
+        root = {"items": lambda _info: loader.load_many([1, 2])}
+        assert (await execute("{items{x}}", root)).data == {"items": [{"x": 1}, {"x": 2}]}
+
+
+async def test_loads_of_a_cancelled_selection_are_given_up() -> None:
+    cancelled: list[list[int]] = []
+
+    async def fetch(keys: list[int]) -> list[int]:
+        try:
+            await anyio.sleep_forever()
+        except anyio.get_cancelled_exc_class():
+            cancelled.append(sorted(keys))
+            raise
+        return keys
+
+    async def fails_late(_info: object) -> int:
+        await wait_all_tasks_blocked()
+        raise ValueError("boom")
+
+    for boom, schedule in (
+        (fail, None),
+        (fails_late, None),
+        (fails_late, all_waiting()),
+    ):
+        async with DataLoader(fetch, schedule=schedule) as loader:
+            item = {"x": lambda _info: loader.load(1), "y": lambda _info: loader.load_many([2, 3])}
+            a = {"boom": boom, **item, "items": [item, {"x": lambda _info: loader.load(4)}]}
+            root = {"a": a, "number": number}
+            with anyio.fail_after(5):
+                result = await execute("{a{boom x y items{x}} number}", root)
+            assert outcome(result) == ({"a": None, "number": 1}, [("boom", ["a", "boom"])])
+            await wait_all_tasks_blocked()
+            assert loader.statistics().running == 0
+    assert cancelled[-1] == [1, 2, 3, 4]
+
+
+async def test_a_load_of_a_selection_that_is_cancelled_may_be_awaited_by_others() -> None:
+    async def fetch(keys: list[int]) -> list[int]:
+        await gate.wait()
+        return keys
+
+    async def others() -> None:
+        found.append(await loader.load(1))
+        found.append((await loader.load_many([1, 2]))[0])
+
+    gate = anyio.Event()
+    found: list[int] = []
+    async with DataLoader(fetch) as loader, anyio.create_task_group() as tg:
+        tg.start_soon(others)
+        await wait_all_tasks_blocked()
+        item = {"boom": fail, "x": lambda _info: loader.load(1)}
+        result = await execute("{a{boom x}}", {"a": item})
+        assert result.data == {"a": None}
+        gate.set()
+    assert found == [1, 1]
+
+
+async def test_an_operation_in_a_batch_function_cannot_wait_for_it() -> None:
+    async def fetch(keys: list[int]) -> list[Any]:
+        item = {"x": lambda _info: own.load(1), "y": lambda _info: other.load(2)}
+        results.append(await execute("{a{x y} b{y}}", {"a": item, "b": item}))
+        return keys
+
+    results: list[Any] = []
+    async with DataLoader(Recorder[int, int](lambda key: key)) as other, DataLoader(fetch) as own:
+        assert await own.load(1) == 1
+    (result,) = results
+    assert result.data == {"a": {"x": None, "y": 2}, "b": {"y": 2}}
+    assert isinstance(result.errors[0].original_error, LoadDeadlockError)
+
+
+async def test_a_load_may_settle_while_a_resolver_runs() -> None:
+    async def primes(_info: object) -> int:
+        loader.prime(1, 10, force=True)
+        await wait_all_tasks_blocked()
+        return 1
+
+    def primes_at_once(_info: object) -> int:
+        loader.prime(2, 20, force=True)
+        return 1
+
+    fetch = Recorder[int, int](lambda key: key, gate=anyio.Event())
+    async with DataLoader(fetch, schedule=schedules.manual()) as loader:
+        item = {"x": lambda _info: loader.load(1), "y": lambda _info: loader.load(2)}
+        root = {"a": item, "b": {"x": primes}, "items": lambda _info: later()}
+
+        async def later() -> object:
+            await checkpoint()
+            return [{"x": primes_at_once}]
+
+        with anyio.fail_after(5):
+            result = await execute("{a{x y} b{x} items{x}}", root)
+        assert result.data == {"a": {"x": 10, "y": 20}, "b": {"x": 1}, "items": [{"x": 1}]}
+    assert fetch.calls == []
+
+
+# --- A scope for each operation ---
+
+
+@batch_loader
+async def doubled(keys: list[int]) -> list[int]:
+    await checkpoint()
+    return [2 * key for key in keys]
+
+
+class ScopedExecutor(AnyioExecutor):
+    make_scope = LoaderScope
+
+
+class ScopedByFunction(AnyioExecutor):
+    make_scope = lambda: LoaderScope()  # noqa: E731
+
+
+@pytest.mark.parametrize("executor", [ScopedExecutor, ScopedByFunction])
+async def test_an_operation_has_a_scope_where_its_executor_makes_one(executor: Any) -> None:
+    async def scope(_info: object) -> int:
+        scopes.append(current_scope())
+        return 1
+
+    scopes: list[LoaderScope] = []
+    option = {"executor_class" if IS_3_3 else "execution_context_class": executor}
+    root = {"a": {"x": lambda _info: doubled.load(1), "y": scope}, "number": 1}
+    for _ in range(2):
+        result = await execute("{a{x y} number}", root, stock=True, **option)
+        assert result == ({"a": {"x": 2, "y": 1}, "number": 1}, None)
+    assert len(set(map(id, scopes))) == 2
+    with pytest.raises(LoaderNotOpenError):
+        current_scope()
+    assert await execute("{number}", root, stock=True, **option) == ({"number": 1}, None)
+
+
+def test_a_scope_is_not_for_execute_sync() -> None:
+    option = {"executor_class" if IS_3_3 else "execution_context_class": ScopedExecutor}
+    with pytest.raises(RuntimeError, match="not for execute_sync"):
+        graphql.execute_sync(SCHEMA, graphql.parse("{number}"), {"number": 1}, **option)
 
 
 # --- Errors ---
@@ -500,16 +773,14 @@ async def test_a_resolver_cancelled_by_others_is_an_error_and_no_cancellation() 
 
     root = {"a": {"x": resolve, "y": number}, "number": cancel}
     result = await execute("{a{x y} number}", root)
-    precise = IS_3_3 and sys.version_info >= (3, 11)
-    path = ["a", "x"] if precise else ["a"]
-    assert result.data == {"a": {"x": None, "y": 1} if precise else None, "number": 1}
-    assert [error.path for error in result.errors] == [path]
+    assert result.data == {"a": {"x": None, "y": 1}, "number": 1}
+    assert [error.path for error in result.errors] == [["a", "x"]]
     assert "was cancelled" in result.errors[0].message
 
 
 @on_asyncio
 @pytest.mark.parametrize("awaits", [False, True])
-async def test_a_resolver_that_cancels_its_own_task_is_an_error(awaits: bool) -> None:
+async def test_a_resolver_that_cancels_its_own_task_fails_if_it_awaits(awaits: bool) -> None:
     import asyncio
 
     async def cancel(_info: object) -> int:
@@ -525,9 +796,12 @@ async def test_a_resolver_that_cancels_its_own_task_is_an_error(awaits: bool) ->
         return 1
 
     result = await execute("{a{x boom} number}", {"a": {"x": cancel, "boom": wait}, "number": wait})
-    assert result.data == {"a": None, "number": 1}
-    assert [error.path for error in result.errors] == [["a"]]
-    assert "was cancelled" in result.errors[0].message
+    assert result.data == {"a": {"x": None if awaits else 1, "boom": 1}, "number": 1}
+    if awaits:
+        assert [error.path for error in result.errors] == [["a", "x"]]
+        assert "was cancelled" in result.errors[0].message
+    else:
+        assert result.errors is None
 
 
 @only_3_3
@@ -572,8 +846,145 @@ async def test_an_interrupt_comes_out_bare() -> None:
         await checkpoint()
         raise Stop
 
-    with pytest.raises(Stop):
-        await execute("{a{x y} number}", {"a": {"x": stop, "y": number}, "number": number})
+    def stop_at_once(_info: object) -> int:
+        raise Stop
+
+    async def later(_info: object) -> object:
+        await checkpoint()
+        return {"x": stop_at_once, "y": number}
+
+    for a in ({"x": stop, "y": number}, later):
+        with pytest.raises(Stop):
+            await execute("{a{x y} number}", {"a": a, "number": number})
+    async with DataLoader(Recorder[int, Any](lambda key: {"x": stop_at_once})) as loader:
+        with pytest.raises(Stop):
+            root = {"a": lambda _info: loader.load(1), "number": number, "items": [{"x": number}]}
+            await execute("{a{x} number items{x}}", root)
+
+
+async def test_an_interrupt_comes_out_of_what_a_resolver_has_made_ready() -> None:
+    class Stop(BaseException):
+        pass
+
+    def stop(_info: object) -> int:
+        raise Stop
+
+    async def items(_info: object) -> object:
+        await checkpoint()
+        return [loader.load(1), loader.load(1)]
+
+    async with DataLoader(Recorder[int, Any](lambda key: key)) as loader:
+        loader.prime(1, {"x": stop})
+        with pytest.raises(Stop):
+            await execute("{items{x} number}", {"items": items, "number": number})
+
+
+@on_asyncio
+async def test_a_resolver_that_was_not_begun_is_none_that_was_never_awaited() -> None:
+    import asyncio
+
+    def factory(loop: Any, steps: Any, **options: Any) -> Any:
+        return asyncio.Task(steps, loop=loop, **options)
+
+    asyncio.get_running_loop().set_task_factory(factory)
+    async with DataLoader(Recorder[int, Any](lambda key: key)) as loader:
+        loader.prime(1, ValueError("boom"))
+        root = {"a": {"boom": lambda _info: loader.load(1), "x": number}, "number": number}
+        result = await execute("{a{boom x} number}", root)
+    assert outcome(result) == ({"a": None, "number": 1}, [("boom", ["a", "boom"])])
+
+
+async def test_units_await_anything_and_anywhere() -> None:
+    class Answer:
+        def __await__(self) -> Any:
+            return number(self).__await__()
+
+    assert await units.gather(Answer(), units.resolved(Answer())) == [1, 1]
+    assert await units.apart(number(None)) == 1
+
+
+async def test_a_resolver_may_go_on_though_it_is_cancelled() -> None:
+    async def goes_on(_info: object) -> object:
+        try:
+            await anyio.sleep_forever()
+        except anyio.get_cancelled_exc_class():
+            with anyio.CancelScope(shield=True):
+                await checkpoint()
+            events.append("went on")
+        return [{"x": number, "y": number}]
+
+    events: list[str] = []
+    result = await execute("{must{boom items{x y}}}", {"must": [{"boom": fail, "items": goes_on}]})
+    assert outcome(result) == ({"must": None}, [("boom", ["must", 0, "boom"])])
+    for after in ({"x": number, "y": number}, 1):
+        root = {"a": {"boom": fail, "items": lambda _info, after=after: [swallow(after, events)]}}
+        result = await execute("{a{boom items{x y}}}", root)
+        assert outcome(result) == ({"a": None}, [("boom", ["a", "boom"])])
+    assert len(events) == 3
+
+
+async def swallow(value: Any, events: list[str]) -> Any:
+    try:
+        await anyio.sleep_forever()
+    except anyio.get_cancelled_exc_class():
+        events.append("swallowed")
+    return value
+
+
+async def test_resolvers_clean_up_when_their_operation_is_cancelled() -> None:
+    async def sleep(_info: object) -> int:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                for _ in range(3):
+                    await checkpoint()
+            events.append("cleaned up")
+        return 1
+
+    events: list[str] = []
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(cancel_when_blocked, scope)
+            item = {"x": sleep, "y": sleep, "items": [{"x": sleep}, {"x": sleep}]}
+            await execute("{a{x y items{x}} number}", {"a": item, "number": number})
+    assert events == ["cleaned up"] * 4
+
+
+@on_asyncio
+async def test_who_cancels_an_operation_twice_cancels_its_resolvers_twice() -> None:
+    import asyncio
+
+    async def stubborn(_info: object) -> int:
+        for _ in range(2):
+            try:
+                await anyio.sleep_forever()
+            except asyncio.CancelledError:
+                events.append("cancelled")
+        return 1
+
+    events: list[str] = []
+    task = asyncio.create_task(execute("{a{x y}}", {"a": {"x": stubborn, "y": stubborn}}))
+    for _ in range(2):
+        await wait_all_tasks_blocked()
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert events == ["cancelled"] * 4
+
+
+@only_3_3
+async def test_a_subclass_cannot_await_what_belongs_to_the_event_loop() -> None:
+    class Awaits(AnyioExecutor):
+        async def complete_awaitable_value(self, *args: Any) -> Any:
+            value = await super().complete_awaitable_value(*args)
+            await checkpoint()
+            return value
+
+    async with DataLoader(Recorder[int, int](lambda key: key)) as loader:
+        root = {"a": {"x": lambda _info: loader.load(1), "y": lambda _info: loader.load(2)}}
+        result = await execute("{a{x y}}", root, stock=True, executor_class=Awaits)
+    assert "a method of a subclass" in result.errors[0].message
 
 
 # --- The schedule that waits for all resolvers ---
@@ -643,8 +1054,8 @@ def test_without_a_known_event_loop_there_is_an_error_in_the_response() -> None:
 
     root = {"a": {"x": at_once, "y": at_once}}
     result: Any = run_by_nobody(execute("{a{x y}}", root))
-    assert result.data == {"a": None}
-    assert "asyncio and trio only" in result.errors[0].message
+    assert result.data == {"a": {"x": None, "y": None}}
+    assert all("asyncio and trio only" in error.message for error in result.errors)
 
 
 def test_what_awaits_nothing_needs_no_event_loop() -> None:
@@ -819,7 +1230,7 @@ async def test_errors_can_be_gathered_in_place() -> None:
     async def fail() -> int:
         raise LookupError("gone")
 
-    error, value = await integration._gather(fail(), number(None), return_exceptions=True)
+    error, value = await units.gather_resolved(fail(), number(None), return_exceptions=True)
     assert isinstance(error, LookupError)
     assert value == 1
 
@@ -830,5 +1241,5 @@ async def test_what_was_started_is_not_discarded() -> None:
 
     started = twice()
     started.send(None)
-    integration._discard([started])
+    units.discard([started])
     started.close()

@@ -22,7 +22,8 @@ class AnyioExecutionContext(AnyioExecutor, StrawberryGraphQLCoreExecutionContext
         schema = strawberry.Schema(Query, execution_context_class=AnyioExecutionContext)
 
     All said of :class:`~anyloader.integrations.graphql.AnyioExecutor` holds. Strawberry itself uses
-    asyncio for subscriptions over WebSockets and for lists of operations in one HTTP request: these
+    asyncio for subscriptions over WebSockets, for lists of operations in one HTTP request, for relay's
+    ``nodes`` with an async ``resolve_nodes`` and for a ``ListConnection`` of an async iterable: these
     are for asyncio only.
     """
 
