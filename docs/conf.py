@@ -33,14 +33,14 @@ nitpick_ignore_regex = [
         r"(anyio|asyncio|collections|contextvars|coredis|opentelemetry|os|prometheus_client|pathlib|trio|types|typing|typing_extensions)\..*",
     ),
     (r"py:class", r"(anyloader\.[\w.]+\.)?[A-Z](_co|_contra)?"),
-    (r"py:class", r"CapacityLimiter|TaskGroup"),
+    (r"py:class", r"CapacityLimiter|LimiterOption|TaskGroup"),
     # Bases that the reference of another project describes, and helpers for type checkers.
     (r"py:class", r"(graphql|strawberry)\..*"),
     (r"py:.*", r"sqlalchemy\..*"),
     (r"py:class", r"(trace|metrics)\.\w+Provider"),
     (
         r"py:class",
-        r"(anyloader\.\w+\.)?(Hook|LoaderOptions|_(List)?Options|_Decorator|AllOptions|Watch|ExecutionContext|Redis|Serializer|PathLike)",
+        r"(anyloader\.\w+\.)?(Hook|LoaderOptions|_(List)?Options|_Decorator|_Grouping|_Indexing|_WithMissing|AllOptions|Watch|ExecutionContext|Redis|Serializer|PathLike)",
     ),
 ]
 

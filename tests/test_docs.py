@@ -240,11 +240,10 @@ def test_the_program_in_the_readme_prints_one_batch(
     backend, options = backend_options(library)
     assert inspect.iscoroutinefunction(module.main)
     anyio.run(module.main, backend=backend, backend_options=options)
-    first, *lines = capsys.readouterr().out.splitlines()
-    match = re.fullmatch(r"one query for (\[.*\])", first)
-    assert match is not None
-    assert sorted(re.findall(r"\d", match[1])) == ["1", "2"]
-    assert lines == ["('Hello, user 1', 'Hello, user 2', 'Hello, user 1')"]
+    assert capsys.readouterr().out.splitlines() == [
+        "one query for [1, 2]",
+        "user 1 user 2 user 1",
+    ]
 
 
 # --- examples in docstrings, which the reference shows ---

@@ -4,7 +4,7 @@ from tempfile import TemporaryDirectory
 
 import anyio
 
-from anyloader import DataLoader, in_thread
+from anyloader import DataLoader, in_thread, limit
 
 
 def fetch_names(path: Path, ids: list[int]) -> dict[int, str]:
@@ -24,7 +24,7 @@ async def main() -> None:
             connection.execute("INSERT INTO user VALUES (1, 'Ada'), (2, 'Grace')")
         connection.close()
 
-        batch = in_thread(lambda ids: fetch_names(path, ids), limiter=anyio.CapacityLimiter(4))
+        batch = in_thread(lambda ids: fetch_names(path, ids), limiter=limit(4))
         async with DataLoader(batch, name="names") as names:
             print(await names.load_many([1, 2]))
 

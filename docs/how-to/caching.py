@@ -50,6 +50,12 @@ async def main() -> None:
         await loader.load("a")
     show("cache off")
 
+    # One call at a time for each key, and nothing remembered.
+    async with DataLoader(fetch, cache="pending") as loader:
+        await loader.load_many(["a", "a"])
+        await loader.load("a")
+    show("pending")
+
 
 if __name__ == "__main__":
     anyio.run(main)

@@ -10,7 +10,8 @@ async def fetch_users(ids: list[int]) -> list[str]:
 
 
 async def handle_request() -> None:
-    print(await anyio.gather(fetch_users.load(1), fetch_users.load(2), fetch_users.load(1)))
+    loads = fetch_users.load(1), fetch_users.load(2), fetch_users.load(1)
+    print([await load for load in loads])
 
 
 async def main() -> None:

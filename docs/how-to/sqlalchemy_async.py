@@ -46,6 +46,7 @@ async def main() -> None:
         ids = [book.id for books in lists for book in books]
         for id, tags in zip(ids, await tags_of.load_many(ids)):
             print(id, [tag.word for tag in tags])
+        print([book.title for book in await books_of.bind(first=1).load(1)])
         print(scope.statistics().batches, "batches")
 
     async with DataLoader(fetch_stock) as stock:

@@ -19,8 +19,8 @@ books_of = batch_loader(fetch_books)
 
 
 async def handle_request(session: AsyncSession) -> None:
-    request_session.set(session)
-    async with LoaderScope():
+    async with LoaderScope() as scope:
+        scope.set(request_session, session)  # or request_session.set(session), before
         # Two batches that leave together, and use the session one after the other.
         found, books = author.load(1), books_of.load(1)
         print((await found).name, len(await books))

@@ -14,7 +14,7 @@ async def main() -> None:
         max_batch_size=100,
         get_cache_key=lambda key: (key[0].lower(), key[1]),
     ) as loader:
-        print(await anyio.gather(loader.load(("A", 1)), loader.load(("a", 1))))
+        print(await loader.load_many([("A", 1), ("a", 1)]))
         loader.prime(("A", 2), "known")
         print(await loader.load(("A", 2)))
 

@@ -2,7 +2,7 @@ from collections.abc import AsyncGenerator
 from contextvars import ContextVar
 from typing import Annotated
 
-from anyio import from_thread
+from anyio import CapacityLimiter, from_thread
 from fastapi import Depends, FastAPI
 
 from anyloader import LoaderScope, batch_loader
@@ -29,8 +29,8 @@ async def get_session() -> AsyncGenerator[Session, None]:
 async def loader_scope(
     request_session: Annotated[Session, Depends(get_session)],
 ) -> AsyncGenerator[LoaderScope, None]:
-    session.set(request_session)
-    async with LoaderScope() as scope:
+    async with LoaderScope(limiter=CapacityLimiter(1)) as scope:
+        scope.set(session, request_session)
         yield scope
 
 

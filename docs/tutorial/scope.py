@@ -27,7 +27,8 @@ async def main() -> None:
             async with LoaderScope() as scope:
                 print(await handle_request(author_id))
                 print(await handle_request(author_id))
-                print(scope.statistics())
+                done = scope.statistics()
+                print(f"{done.loads} loads, {done.hits} hit, {done.batches} batch")
 
 
 if __name__ == "__main__":
