@@ -369,7 +369,7 @@ class Dispatcher(Workers):
         self._loaders = {}
         self.context = Context()
         self._group = self.front = self.limiter = None
-        self._start_task = None  # type: ignore[assignment]
+        self._start_task = None  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
         self.hooks = ()
         self.outer = _still_open(self.outer)
 
