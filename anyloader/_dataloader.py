@@ -166,12 +166,35 @@ class DataLoader(Generic[K, V]):
 
     __signature__ = _Signature()
 
+    # Those that need no option come first: who gives **options of unknown names gets these.
     @overload
     def __init__(
-        self: DataLoader[K2, list[V2]],
-        batch_load_fn: IterableFn[K2, V2],
+        self: DataLoader[K2, V2 | None],
+        batch_load_fn: MappingFn[K2, V2],
         *,
-        group_by: Callable[[V2], Any],
+        on_missing: None = ...,
+        index_by: None = ...,
+        group_by: None = ...,
+        **options: Unpack[OwnOptions],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        batch_load_fn: IterableFn[K, V],
+        *,
+        on_missing: None = ...,
+        index_by: None = ...,
+        group_by: None = ...,
+        **options: Unpack[OwnOptions],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: DataLoader[K2, V2 | None],
+        batch_load_fn: StreamFn[K2, V2],
+        *,
+        on_missing: None = ...,
+        index_by: None = ...,
+        group_by: None = ...,
         **options: Unpack[OwnOptions],
     ) -> None: ...
     @overload
@@ -210,28 +233,10 @@ class DataLoader(Generic[K, V]):
     ) -> None: ...
     @overload
     def __init__(
-        self: DataLoader[K2, V2 | None],
-        batch_load_fn: MappingFn[K2, V2],
+        self: DataLoader[K2, list[V2]],
+        batch_load_fn: IterableFn[K2, V2],
         *,
-        on_missing: None = ...,
-        **options: Unpack[OwnOptions],
-    ) -> None: ...
-    @overload
-    def __init__(
-        self,
-        batch_load_fn: IterableFn[K, V],
-        *,
-        on_missing: None = ...,
-        index_by: None = ...,
-        group_by: None = ...,
-        **options: Unpack[OwnOptions],
-    ) -> None: ...
-    @overload
-    def __init__(
-        self: DataLoader[K2, V2 | None],
-        batch_load_fn: StreamFn[K2, V2],
-        *,
-        on_missing: None = ...,
+        group_by: Callable[[V2], Any],
         **options: Unpack[OwnOptions],
     ) -> None: ...
     @overload
