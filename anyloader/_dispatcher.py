@@ -7,7 +7,6 @@ one, and a loader in somebody else's task group has one that only starts tasks.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Sequence
 from contextvars import Context, ContextVar, copy_context

@@ -14,7 +14,6 @@ from ._batch import LoadHandle, LoadManyHandle
 from ._dataloader import DataLoader
 from ._dispatcher import Dispatcher, ambient
 from ._errors import LoaderNotOpenError
-from ._limits import is_limiter
 from ._options import RULES, Options, unknown_options
 from ._results import article
 from ._sources import check_arguments, make_loader, source_key
@@ -23,10 +22,9 @@ from .hooks import Hook
 
 if TYPE_CHECKING:
     import sys
-
-    from ._limits import LimiterOption
     from typing import ParamSpec
 
+    from ._limits import LimiterOption
     from ._options import (
         BindIterableFn,
         BindMappingFn,
