@@ -50,7 +50,7 @@ import enum
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from contextvars import ContextVar
 from functools import partial
-from itertools import chain, count
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from anyio import TaskCancelled, TaskFailed, TaskNotFinished
@@ -79,8 +79,8 @@ __all__ = (
     "LoadManyHandle",
     "Parked",
     "new_handle",
-    "settled_handle",
     "running_batch",
+    "settled_handle",
 )
 
 V = TypeVar("V")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 from ._batch import LoadHandle, LoadManyHandle
 from ._dispatcher import Dispatcher
 from ._loader import Loader
-from ._options import RULES, IterableFn, MappingFn, Options, StreamFn, default_name
+from ._options import RULES, Options, default_name
 from ._statistics import LoaderStatistics
 from .schedules import quiescent
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import sys
 
     from ._limits import LimiterOption
-    from ._options import OwnOptions, TaskGroup, Unpack
+    from ._options import IterableFn, MappingFn, OwnOptions, StreamFn, TaskGroup, Unpack
     from ._values import ValueCache
     from .hooks import Hook
 
@@ -166,21 +166,60 @@ class DataLoader(Generic[K, V]):
 
     __signature__ = _Signature()
 
+    # Those that need no option come first: who gives **options of unknown names gets these.
     @overload
     def __init__(
-        self: DataLoader[K2, list[V2]],
-        batch_load_fn: IterableFn[K2, V2],
+        self: DataLoader[K2, V2 | None],
+        batch_load_fn: MappingFn[K2, V2],
         *,
-        group_by: Callable[[V2], Any],
+        on_missing: None = ...,
+        index_by: None = ...,
+        group_by: None = ...,
         **options: Unpack[OwnOptions],
     ) -> None: ...
     @overload
     def __init__(
-        self: DataLoader[K2, V2],
-        batch_load_fn: MappingFn[K2, V2] | IterableFn[K2, V2] | StreamFn[K2, V2],
+        self,
+        batch_load_fn: IterableFn[K, V],
         *,
-        on_missing: Callable[[K2], V2 | Exception],
-        index_by: Callable[[V2], Any] | None = ...,
+        on_missing: None = ...,
+        index_by: None = ...,
+        group_by: None = ...,
+        **options: Unpack[OwnOptions],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: DataLoader[K2, V2 | None],
+        batch_load_fn: StreamFn[K2, V2],
+        *,
+        on_missing: None = ...,
+        index_by: None = ...,
+        group_by: None = ...,
+        **options: Unpack[OwnOptions],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        batch_load_fn: MappingFn[K, V],
+        *,
+        on_missing: Callable[[K], V | Exception],
+        **options: Unpack[OwnOptions],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        batch_load_fn: IterableFn[K, V],
+        *,
+        on_missing: Callable[[K], V | Exception],
+        index_by: Callable[[V], Any] | None = ...,
+        **options: Unpack[OwnOptions],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        batch_load_fn: StreamFn[K, V],
+        *,
+        on_missing: Callable[[K], V | Exception],
         **options: Unpack[OwnOptions],
     ) -> None: ...
     @overload
@@ -189,24 +228,15 @@ class DataLoader(Generic[K, V]):
         batch_load_fn: IterableFn[K2, V2],
         *,
         index_by: Callable[[V2], Any],
+        on_missing: None = ...,
         **options: Unpack[OwnOptions],
     ) -> None: ...
     @overload
     def __init__(
-        self: DataLoader[K2, V2 | None],
-        batch_load_fn: MappingFn[K2, V2],
-        **options: Unpack[OwnOptions],
-    ) -> None: ...
-    @overload
-    def __init__(
-        self: DataLoader[K2, V2],
+        self: DataLoader[K2, list[V2]],
         batch_load_fn: IterableFn[K2, V2],
-        **options: Unpack[OwnOptions],
-    ) -> None: ...
-    @overload
-    def __init__(
-        self: DataLoader[K2, V2 | None],
-        batch_load_fn: StreamFn[K2, V2],
+        *,
+        group_by: Callable[[V2], Any],
         **options: Unpack[OwnOptions],
     ) -> None: ...
     @overload
@@ -312,7 +342,11 @@ class DataLoader(Generic[K, V]):
         handle: LoadHandle[V] = loader.load(key)
         return handle
 
-    def load_required(self, key: K) -> LoadHandle[V]:
+    @overload
+    def load_required(self: DataLoader[K, V2 | None], key: K) -> LoadHandle[V2]: ...
+    @overload
+    def load_required(self, key: K) -> LoadHandle[V]: ...
+    def load_required(self, key: K) -> LoadHandle[Any]:
         """
         Ask for the value of a key that has to be there.
 
@@ -322,7 +356,7 @@ class DataLoader(Generic[K, V]):
         :param key: as for :meth:`load`
         :raises Exception: what :meth:`load` raises
         """
-        handle: LoadHandle[V] = self.__anyloader__.load_required(key)
+        handle: LoadHandle[Any] = self.__anyloader__.load_required(key)
         return handle
 
     def load_many(self, keys: Iterable[K], *, return_exceptions: bool = False) -> LoadManyHandle[V]:
@@ -344,7 +378,13 @@ class DataLoader(Generic[K, V]):
         many: LoadManyHandle[V] = self.__anyloader__.load_many(keys, return_exceptions)
         return many
 
-    def load_many_required(self, keys: Iterable[K]) -> LoadManyHandle[V]:
+    @overload
+    def load_many_required(
+        self: DataLoader[K, V2 | None], keys: Iterable[K]
+    ) -> LoadManyHandle[V2]: ...
+    @overload
+    def load_many_required(self, keys: Iterable[K]) -> LoadManyHandle[V]: ...
+    def load_many_required(self, keys: Iterable[K]) -> LoadManyHandle[Any]:
         """
         Ask for the values of many keys that have to be there.
 
@@ -354,7 +394,7 @@ class DataLoader(Generic[K, V]):
         :param keys: any iterable
         :raises Exception: what :meth:`load_many` raises
         """
-        many: LoadManyHandle[V] = self.__anyloader__.load_many(keys, False, required=True)
+        many: LoadManyHandle[Any] = self.__anyloader__.load_many(keys, False, required=True)
         return many
 
     def dispatch(self) -> None:

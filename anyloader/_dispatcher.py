@@ -7,7 +7,6 @@ one, and a loader in somebody else's task group has one that only starts tasks.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Sequence
 from contextvars import Context, ContextVar, copy_context
@@ -369,7 +368,7 @@ class Dispatcher(Workers):
         self._loaders = {}
         self.context = Context()
         self._group = self.front = self.limiter = None
-        self._start_task = None  # type: ignore[assignment]
+        self._start_task = None  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]
         self.hooks = ()
         self.outer = _still_open(self.outer)
 

@@ -30,7 +30,7 @@ class LoaderError(Exception):
     def _with_excerpt(self, excerpt: str) -> LoaderError:
         self.excerpt = excerpt
         if hasattr(self, "add_note"):
-            self.add_note(excerpt)
+            self.add_note(excerpt)  # pyright: ignore[reportAttributeAccessIssue]
         return self
 
 

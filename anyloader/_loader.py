@@ -188,7 +188,7 @@ class Loader:
         own = (*options.hooks, warn_unbatched()) if sys.flags.dev_mode else tuple(options.hooks)
         self.hooks: Hooks | None = Hooks(own) if own else None
         #: Limiters in the event loop of the loader; found when the first batch needs them.
-        self._gates: tuple[Any, ...] | None = None
+        self._gates: Any = None
         self._limiters: tuple[Any, ...] = ()
         self._required: Any = None
         #: The batch that the next key joins; and the next deferred hit, if not that one.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import asyncio
     import sys
     from collections.abc import MutableMapping, Sequence
-    from typing import Literal, Protocol, TypedDict
+    from typing import Concatenate, Literal, ParamSpec, Protocol, TypedDict
 
     import anyio.abc
     import trio
@@ -65,18 +65,32 @@ if TYPE_CHECKING:
         cache_map: MutableMapping[Any, LoadHandle[Any]] | None
 
 
-__all__ = ("IterableFn", "MappingFn", "Options", "StreamFn", "default_name")
+__all__ = ("RULES", "Options", "default_name", "unknown_options")
 
 K = TypeVar("K")
 V = TypeVar("V")
 
-# One alias for each kind, and overloads from the most special to the most general: a mapping is an
-# iterable too, of its keys. Values with and without errors apart, as checkers infer V from either.
-MappingFn = Callable[[list[K]], Awaitable[Mapping[Any, V | Exception] | Mapping[Any, V]]]
-IterableFn = Callable[[list[K]], Awaitable[Iterable[V | Exception] | Iterable[V]]]
-StreamFn = Callable[
-    [list[K]], AsyncIterator[tuple[Any, V | Exception]] | AsyncIterator[tuple[Any, V]]
-]
+if TYPE_CHECKING:
+    P = ParamSpec("P")
+    S = TypeVar("S")
+
+    # What a batch function gives, by kind. In overloads from the most special to the most general: a
+    # mapping is an iterable too, of its keys. Never in one union, of which mypy would infer nothing.
+    # Values with and without errors apart, as checkers infer V from either.
+    Mapped = Awaitable[Mapping[Any, V | Exception] | Mapping[Any, V]]
+    Listed = Awaitable[Iterable[V | Exception] | Iterable[V]]
+    Streamed = AsyncIterator[tuple[Any, V | Exception]] | AsyncIterator[tuple[Any, V]]
+
+    # How it is called: with keys; with keyword arguments that a scope or bind() gives; as a method.
+    MappingFn = Callable[[list[K]], Mapped[V]]
+    IterableFn = Callable[[list[K]], Listed[V]]
+    StreamFn = Callable[[list[K]], Streamed[V]]
+    BindMappingFn = Callable[Concatenate[list[K], P], Mapped[V]]
+    BindIterableFn = Callable[Concatenate[list[K], P], Listed[V]]
+    BindStreamFn = Callable[Concatenate[list[K], P], Streamed[V]]
+    MappingMethod = Callable[Concatenate[S, list[K], P], Mapped[V]]
+    IterableMethod = Callable[Concatenate[S, list[K], P], Listed[V]]
+    StreamMethod = Callable[Concatenate[S, list[K], P], Streamed[V]]
 
 
 class _Rule(NamedTuple):

@@ -139,7 +139,7 @@ def aligned(rules: ResultRules, keys: Sequence[Any], result: object) -> Sequence
         return _from_mapping(rules, keys, result)
     _check_iterable(rules, keys, result, "one value for each key, in the order of the keys")
     # One more than wanted is enough to see that there are too many, even if they never end.
-    values: list[Any] = list(islice(result, len(keys) + 1))  # type: ignore[call-overload]
+    values: list[Any] = list(islice(result, len(keys) + 1))  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
     if len(values) != len(keys):
         actual = f"more than {len(keys)}" if len(values) > len(keys) else str(len(values))
         if isinstance(result, Sequence):

@@ -14,8 +14,7 @@ from ._batch import LoadHandle, LoadManyHandle
 from ._dataloader import DataLoader
 from ._dispatcher import Dispatcher, ambient
 from ._errors import LoaderNotOpenError
-from ._limits import is_limiter
-from ._options import RULES, IterableFn, MappingFn, Options, StreamFn, unknown_options
+from ._options import RULES, Options, unknown_options
 from ._results import article
 from ._sources import check_arguments, make_loader, source_key
 from ._statistics import LoaderStatistics
@@ -23,19 +22,34 @@ from .hooks import Hook
 
 if TYPE_CHECKING:
     import sys
+    from typing import ParamSpec
 
     from ._limits import LimiterOption
-    from ._options import LoaderOptions, TaskGroup, Unpack
+    from ._options import (
+        BindIterableFn,
+        BindMappingFn,
+        BindStreamFn,
+        IterableMethod,
+        LoaderOptions,
+        MappingMethod,
+        StreamMethod,
+        TaskGroup,
+        Unpack,
+    )
 
     if sys.version_info >= (3, 11):
         from typing import Self
     else:
         from typing_extensions import Self
 
+    P = ParamSpec("P")
+    S = TypeVar("S")
+
 __all__ = ("BatchLoader", "LoaderScope", "batch_loader", "current_scope")
 
 K = TypeVar("K")
 V = TypeVar("V")
+V2 = TypeVar("V2")
 T = TypeVar("T")
 L = TypeVar("L", bound=DataLoader[Any, Any])
 
@@ -132,13 +146,11 @@ class LoaderScope:
     @overload
     def get(self, source: type[L], **arguments: Any) -> L: ...
     @overload
-    def get(self, source: MappingFn[K, V], **arguments: Any) -> DataLoader[K, V | None]: ...
+    def get(self, source: BindMappingFn[K, P, V], **arguments: Any) -> DataLoader[K, V | None]: ...
     @overload
-    def get(self, source: IterableFn[K, V], **arguments: Any) -> DataLoader[K, V]: ...
+    def get(self, source: BindIterableFn[K, P, V], **arguments: Any) -> DataLoader[K, V]: ...
     @overload
-    def get(self, source: StreamFn[K, V], **arguments: Any) -> DataLoader[K, V | None]: ...
-    @overload
-    def get(self, source: Callable[..., Any], **arguments: Any) -> DataLoader[Any, Any]: ...
+    def get(self, source: BindStreamFn[K, P, V], **arguments: Any) -> DataLoader[K, V | None]: ...
     def get(self, source: Any, **arguments: Any) -> Any:
         """
         Return the scope's one loader of a class, a batch function or a ``@batch_loader`` function.
@@ -331,14 +343,15 @@ class BatchLoader(Generic[K, V]):
     def make_loader(self) -> DataLoader[K, V]:
         """Return a new loader, which is not open yet."""
         function = self._function
+        make = cast("Callable[..., DataLoader[K, V]]", DataLoader)
         if self._arguments:
             given = ", ".join(f"{name}={value!r}" for name, value in self._arguments.items())
             name = self._options.get("name") or getattr(function, "__qualname__", "")
-            return DataLoader(
+            return make(
                 partial(function, **self._arguments),
                 **{**self._loader_options(), "name": f"{name}({given})"},
             )
-        return DataLoader(function, **self._loader_options())
+        return make(function, **self._loader_options())
 
     def _loader_options(self) -> Any:
         return {name: value for name, value in self._options.items() if name != "shared"}
@@ -404,7 +417,11 @@ class BatchLoader(Generic[K, V]):
         """See :meth:`DataLoader.load`."""
         return self._loader().load(key)
 
-    def load_required(self, key: K) -> LoadHandle[V]:
+    @overload
+    def load_required(self: BatchLoader[K, V2 | None], key: K) -> LoadHandle[V2]: ...
+    @overload
+    def load_required(self, key: K) -> LoadHandle[V]: ...
+    def load_required(self, key: K) -> LoadHandle[Any]:
         """See :meth:`DataLoader.load_required`."""
         return self._loader().load_required(key)
 
@@ -412,7 +429,13 @@ class BatchLoader(Generic[K, V]):
         """See :meth:`DataLoader.load_many`."""
         return self._loader().load_many(keys, return_exceptions=return_exceptions)
 
-    def load_many_required(self, keys: Iterable[K]) -> LoadManyHandle[V]:
+    @overload
+    def load_many_required(
+        self: BatchLoader[K, V2 | None], keys: Iterable[K]
+    ) -> LoadManyHandle[V2]: ...
+    @overload
+    def load_many_required(self, keys: Iterable[K]) -> LoadManyHandle[V]: ...
+    def load_many_required(self, keys: Iterable[K]) -> LoadManyHandle[Any]:
         """See :meth:`DataLoader.load_many_required`."""
         return self._loader().load_many_required(keys)
 
@@ -452,38 +475,65 @@ class BatchLoader(Generic[K, V]):
 
 
 class _Decorator(Protocol):
-    """What decorates where an absent key gives ``None``."""
+    """What decorates where an absent key gives ``None``: functions, then methods."""
 
     @overload
-    def __call__(self, function: MappingFn[K, V], /) -> BatchLoader[K, V | None]: ...
+    def __call__(self, function: BindMappingFn[K, P, V], /) -> BatchLoader[K, V | None]: ...
     @overload
-    def __call__(self, function: IterableFn[K, V], /) -> BatchLoader[K, V]: ...
+    def __call__(self, function: BindIterableFn[K, P, V], /) -> BatchLoader[K, V]: ...
     @overload
-    def __call__(self, function: StreamFn[K, V], /) -> BatchLoader[K, V | None]: ...
+    def __call__(self, function: BindStreamFn[K, P, V], /) -> BatchLoader[K, V | None]: ...
+    @overload
+    def __call__(self, function: MappingMethod[S, K, P, V], /) -> BatchLoader[K, V | None]: ...
+    @overload
+    def __call__(self, function: IterableMethod[S, K, P, V], /) -> BatchLoader[K, V]: ...
+    @overload
+    def __call__(self, function: StreamMethod[S, K, P, V], /) -> BatchLoader[K, V | None]: ...
 
 
 class _WithMissing(Protocol):
     """What decorates where ``on_missing`` says what an absent key gives."""
 
-    def __call__(
-        self, function: MappingFn[K, V] | IterableFn[K, V] | StreamFn[K, V], /
-    ) -> BatchLoader[K, V]: ...
+    @overload
+    def __call__(self, function: BindMappingFn[K, P, V], /) -> BatchLoader[K, V]: ...
+    @overload
+    def __call__(self, function: BindIterableFn[K, P, V], /) -> BatchLoader[K, V]: ...
+    @overload
+    def __call__(self, function: BindStreamFn[K, P, V], /) -> BatchLoader[K, V]: ...
+    @overload
+    def __call__(self, function: MappingMethod[S, K, P, V], /) -> BatchLoader[K, V]: ...
+    @overload
+    def __call__(self, function: IterableMethod[S, K, P, V], /) -> BatchLoader[K, V]: ...
+    @overload
+    def __call__(self, function: StreamMethod[S, K, P, V], /) -> BatchLoader[K, V]: ...
 
 
 class _Indexing(Protocol):
-    def __call__(self, function: IterableFn[K, V], /) -> BatchLoader[K, V | None]: ...
+    @overload
+    def __call__(self, function: BindIterableFn[K, P, V], /) -> BatchLoader[K, V | None]: ...
+    @overload
+    def __call__(self, function: IterableMethod[S, K, P, V], /) -> BatchLoader[K, V | None]: ...
 
 
 class _Grouping(Protocol):
-    def __call__(self, function: IterableFn[K, V], /) -> BatchLoader[K, list[V]]: ...
+    @overload
+    def __call__(self, function: BindIterableFn[K, P, V], /) -> BatchLoader[K, list[V]]: ...
+    @overload
+    def __call__(self, function: IterableMethod[S, K, P, V], /) -> BatchLoader[K, list[V]]: ...
 
 
 @overload
-def batch_loader(function: MappingFn[K, V], /) -> BatchLoader[K, V | None]: ...
+def batch_loader(function: BindMappingFn[K, P, V], /) -> BatchLoader[K, V | None]: ...
 @overload
-def batch_loader(function: IterableFn[K, V], /) -> BatchLoader[K, V]: ...
+def batch_loader(function: BindIterableFn[K, P, V], /) -> BatchLoader[K, V]: ...
 @overload
-def batch_loader(function: StreamFn[K, V], /) -> BatchLoader[K, V | None]: ...
+def batch_loader(function: BindStreamFn[K, P, V], /) -> BatchLoader[K, V | None]: ...
+@overload
+def batch_loader(function: MappingMethod[S, K, P, V], /) -> BatchLoader[K, V | None]: ...
+@overload
+def batch_loader(function: IterableMethod[S, K, P, V], /) -> BatchLoader[K, V]: ...
+@overload
+def batch_loader(function: StreamMethod[S, K, P, V], /) -> BatchLoader[K, V | None]: ...
 @overload
 def batch_loader(
     *, group_by: Callable[[Any], Any], shared: bool = ..., **options: Unpack[LoaderOptions]

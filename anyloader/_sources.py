@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, get_origin
+from typing import Any, cast, get_origin
 
 from ._dataloader import DataLoader
 from ._results import article
@@ -77,10 +77,11 @@ def make_loader(source: Any, arguments: Mapping[str, Any]) -> DataLoader[Any, An
         return _make_of_class(source, arguments)
     if not callable(source):
         raise TypeError(f"scope.get() takes {SOURCES}, not {source!r}")
+    make = cast("Callable[..., DataLoader[Any, Any]]", DataLoader)
     if not arguments:
-        return DataLoader(source)
+        return make(source)
     check_arguments(source, arguments)
-    return DataLoader(partial(source, **arguments))
+    return make(partial(source, **arguments))
 
 
 def _make_of_class(source: Any, arguments: Mapping[str, Any]) -> DataLoader[Any, Any]:

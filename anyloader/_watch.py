@@ -52,8 +52,8 @@ class Watch:
             return
         if loader.hooks is None:
             loader.listen(Hooks(()))
-        if self not in loader.hooks.watches:
-            loader.hooks.watches = (*loader.hooks.watches, self)
+        if self not in loader.hooks.watches:  # pyright: ignore[reportOptionalMemberAccess]
+            loader.hooks.watches = (*loader.hooks.watches, self)  # pyright: ignore[reportOptionalMemberAccess]
             self._loaders.append(loader)
 
     def __call__(self, event: Event) -> None:

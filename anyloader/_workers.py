@@ -294,7 +294,7 @@ class Workers:
             return True
         if batch.due is None:
             batch.due = self._round + batch.schedule.rounds
-        return self._round >= batch.due
+        return self._round >= batch.due  # pyright: ignore[reportOperatorIssue]
 
     def _let_go(self, leaving: list[Batch]) -> Batch | None:
         """

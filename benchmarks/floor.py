@@ -107,7 +107,13 @@ class Floor:
                     quiet = quiet + 1 if len(batch.keys) == seen else 0
                     seen = len(batch.keys)
             self._open = None
-            await in_context(self._context.copy(), self._call(batch))
+            context, steps = self._context.copy(), self._call(batch)
+            try:
+                yielded = context.run(steps.send, None)
+            except StopIteration:
+                pass
+            else:
+                await in_context(context, steps, yielded)
 
     async def _call(self, batch: Batch) -> None:
         values = await self._function(list(batch.keys))

@@ -62,13 +62,13 @@ class Subdivision:
 
     @strawberry.field
     async def country(self) -> Country:
-        return Country(**(await load_countries.load(self.country_code))._asdict())
+        return Country(**(await load_countries.load_required(self.country_code))._asdict())
 
     @strawberry.field
     async def parent(self) -> Subdivision | None:
         if self.parent_code is None:
             return None
-        return Subdivision(**(await load_subdivisions.load(self.parent_code))._asdict())
+        return Subdivision(**(await load_subdivisions.load_required(self.parent_code))._asdict())
 
 
 @strawberry.type
@@ -78,7 +78,7 @@ class Country:
 
     @strawberry.field
     async def subdivisions(self) -> list[Subdivision]:
-        found = await load_subdivisions_of.load(self.code)
+        found = await load_subdivisions_of.load_required(self.code)
         return [Subdivision(**item._asdict()) for item in found]
 
 
@@ -92,7 +92,7 @@ class Query:
     @strawberry.field
     async def countries(self, limit: int = 10) -> list[Country]:
         codes = await atlas.get().country_codes()
-        found = await load_countries.load_many(codes[:limit])
+        found = await load_countries.load_many_required(codes[:limit])
         return [Country(**item._asdict()) for item in found]
 
 

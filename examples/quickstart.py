@@ -116,7 +116,11 @@ async def with_loader(database: Path, limit: int) -> Run:
             DataLoader(atlas.subdivisions) as subdivisions,
             DataLoader(atlas.subdivisions_of) as subdivisions_of,
         ):
-            fetch = Fetch(countries.load, subdivisions.load, subdivisions_of.load)
+            fetch = Fetch(
+                countries.load_required,
+                subdivisions.load_required,
+                subdivisions_of.load_required,
+            )
             codes = await atlas.country_codes()
             answer = await ask(fetch, codes[:limit])
         return Run(answer, atlas.statements, time.perf_counter() - start)

@@ -52,10 +52,10 @@ async def show_country(request: Request) -> Response:
     request.app.state.last = atlas.get()
     request.app.state.trace = request.state.trace
     code = request.path_params["code"].upper()
-    found: Country | None = await country.load(code)
+    found = await country.load(code)
     if found is None:
         raise HTTPException(404, f"there is no country {code}")
-    items = await subdivisions_of.load(code)
+    items = await subdivisions_of.load_required(code)
     tasks: list[anyio.TaskHandle[str]] = []
     async with anyio.create_task_group() as group:
         tasks.extend(group.start_soon(path, item) for item in items)
@@ -65,8 +65,8 @@ async def show_country(request: Request) -> Response:
 
 async def path(item: Subdivision) -> str:
     if item.parent_code is None:
-        return f"{item.name}, {(await country.load(item.country_code)).name}"
-    return f"{item.name}, {await path(await subdivision.load(item.parent_code))}"
+        return f"{item.name}, {(await country.load_required(item.country_code)).name}"
+    return f"{item.name}, {await path(await subdivision.load_required(item.parent_code))}"
 
 
 async def show_batches(request: Request) -> Response:

@@ -29,7 +29,7 @@ class Result(NamedTuple):
 
 async def handle(message: str, atlas: Atlas, tasks: TaskGroup, results: list[Result]) -> None:
     async with LoaderScope(task_group=tasks) as scope:
-        handles = [scope.get(atlas.countries).load(code) for code in message.split()]
+        handles = [scope.get(atlas.countries).load_required(code) for code in message.split()]
         names = [(await handle).name for handle in handles]
         results.append(Result(message, names, scope.statistics().batches))
 

@@ -680,7 +680,7 @@ async def test_an_abandoned_stream_is_closed_and_joined() -> None:
             events.append("closed")
 
     async with anyio.create_task_group() as tg:
-        async with DataLoader[int, int](stream) as loader:
+        async with DataLoader(stream) as loader:
             loads = [loader.load(1), loader.load(1), loader.load_many([1, 2])]
             await wait_all_tasks_blocked()
             for load in loads:
@@ -701,7 +701,7 @@ async def test_abandoned_keys_leave_a_stream_too() -> None:
         for key in keys:
             yield key, key
 
-    async with DataLoader[int, int](stream, schedule=MANUAL) as loader:
+    async with DataLoader(stream, schedule=MANUAL) as loader:
         abandoned, wanted = loader.load(1), loader.load(2)
         await give_up(abandoned)
         loader.dispatch()

@@ -228,4 +228,5 @@ async def test_many_loaders_of_the_same_code_are_a_warning_that_names_the_line()
 async def test_a_few_are_none() -> None:
     async with LoaderScope() as scope:
         for number in range(3):
-            await scope.get(lambda keys, number=number: Recorder[int, int](int)(keys)).load(1)
+            function: Any = lambda keys, number=number: Recorder[int, int](int)(keys)  # noqa: E731
+            await scope.get(function).load(1)

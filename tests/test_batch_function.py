@@ -575,7 +575,7 @@ async def test_a_bad_pair_fails_what_is_not_settled(kind: str, cache: bool) -> N
             await checkpoint()
             closed.append(True)
 
-    async with DataLoader[int, str](stream, cache=cache) as loader:
+    async with DataLoader(stream, cache=cache) as loader:
         one, two, three = loader.load(1), loader.load(2), loader.load(3)
         for handle in two, three:
             with pytest.raises(BatchResultError, match=message):

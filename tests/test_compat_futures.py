@@ -24,7 +24,7 @@ async def test_futures_that_are_cancelled_at_once_call_nothing(cache: bool) -> N
     fetch = Recorder[int, int](same)
     async with LoaderScope():
         loader = DataLoader(fetch, cache=cache)
-        futures = [loader.load(1), loader.load(2), loader.load_many([3, 4])]
+        futures: list[Any] = [loader.load(1), loader.load(2), loader.load_many([3, 4])]
         assert [future.cancel() for future in futures] == [True] * 3
         await wait_all_tasks_blocked()
         assert fetch.calls == []

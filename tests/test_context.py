@@ -26,7 +26,7 @@ async def see(keys: list[int]) -> list[str]:
     return [before for _ in keys]
 
 
-async def load_from_elsewhere(loader: DataLoader[int, str], keys: list[int]) -> list[str]:
+async def load_from_elsewhere(loader: DataLoader[int, Any], keys: list[int]) -> list[str]:
     """Load each key in a task whose context is another one."""
     seen: list[str] = []
 

@@ -1118,7 +1118,7 @@ async def test_hooks_hear_how_many_keys_of_a_stream_failed() -> None:
         for key in keys:
             yield key, ValueError() if key == 1 else key
 
-    async with DataLoader[int, int](stream, hooks=[told.append]) as loader:
+    async with DataLoader(stream, hooks=[told.append]) as loader:
         await loader.load_many([1, 2, 3], return_exceptions=True)
         await wait_all_tasks_blocked()
     assert [event.errors for event in told if isinstance(event, BatchFinished)] == [1]

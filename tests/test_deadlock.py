@@ -208,7 +208,7 @@ async def test_in_a_stream_for_a_key_it_has_not_yet_given() -> None:
     async def stream(keys: list[int]) -> AsyncGenerator[tuple[int, int], None]:
         yield 1, 10
         assert await loader.load(1) == 10, "this one is settled already"
-        yield 2, await loader.load(3)
+        yield 2, await loader.load_required(3)
 
     async with DataLoader(stream) as loader:
         one, two, three = map(loader.load, [1, 2, 3])

@@ -158,7 +158,7 @@ async def test_a_hit_in_a_foreign_group_settles_and_does_not_hold_it_open() -> N
     async with anyio.create_task_group() as tg:
         loader = DataLoader(Recorder[int, int](same), task_group=tg, defer_hits=True)
         hit = loader.prime(1, 10).load(1)
-    assert await hit == 10
+    assert await hit == 10  # pyright: ignore[reportGeneralTypeIssues, reportPossiblyUnboundVariable]
 
 
 async def test_without_the_option_a_hit_settles_at_once() -> None:

@@ -106,10 +106,10 @@ async def test_a_load_after_the_end_of_a_group_that_ended_in_peace() -> None:
         loader = DataLoader(fetch, task_group=group)
         assert await loader.load(1) == 1
     with pytest.raises(LoaderClosedError):
-        loader.load(2)
+        loader.load(2)  # pyright: ignore[reportPossiblyUnboundVariable]
     with pytest.raises(LoaderClosedError):
-        loader.load_many([2, 3])
-    assert loader.peek(2) is None
+        loader.load_many([2, 3])  # pyright: ignore[reportPossiblyUnboundVariable]
+    assert loader.peek(2) is None  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 async def test_a_load_in_a_group_that_was_cancelled_and_still_has_a_task() -> None:

@@ -376,8 +376,10 @@ class World:
             "window": schedules.window(WINDOW),
             "gate": self._gate,
         }
+        function: Any = self._stream if options.streams else self._fetch
+        on_missing: Any = options.on_missing
         return DataLoader(
-            self._stream if options.streams else self._fetch,
+            function,
             batch=options.batch,
             max_batch_size=options.max_batch_size,
             cache=options.cache != "off",
@@ -387,7 +389,7 @@ class World:
             defer_hits=options.defer_hits,
             deduplicate=options.deduplicate,
             cache_errors=keeps,
-            on_missing=options.on_missing,
+            on_missing=on_missing,
             limiter=None if options.tokens is None else anyio.CapacityLimiter(options.tokens),
             hooks=[self.hook] if options.hooked or options.values else [],
             value_cache=self.values if options.values else None,

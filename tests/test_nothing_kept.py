@@ -166,7 +166,7 @@ async def test_the_same_after_a_body_that_raised() -> None:
                 await scope.get(rows).load_many(range(20))
                 application.start_soon(anyio.sleep_forever)
                 raise OSError("body")
-        del scope
+        del scope  # pyright: ignore[reportPossiblyUnboundVariable]
         await wait_all_tasks_blocked()
         assert rows.alive == 0
         application.cancel_scope.cancel()

@@ -16,7 +16,7 @@ from anyio.lowlevel import checkpoint
 from anyloader import DataLoader
 from support import all_orders, run_seeds
 
-Loader = DataLoader[int, int]
+Loader = DataLoader[int, Any]
 #: What a task does with the loader; its number comes along.
 Task = Callable[[Loader, int, list[anyio.CancelScope]], Awaitable[Any]]
 

@@ -198,7 +198,7 @@ async def test_a_forced_key_leaves_a_stream() -> None:
         for key in keys:
             yield key, f"fetched {key}"
 
-    async with DataLoader[int, str](stream) as loader:
+    async with DataLoader(stream) as loader:
         many = loader.load_many([1, 2])
         loader.prime(1, "forced", force=True)
         assert await many == ["forced", "fetched 2"]

@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
-from anyloader import DataLoader, LoaderBusyError, LoaderError, LoadHandle, schedules
+from anyloader import DataLoader, LoaderBusyError, LoaderError, schedules
 from support import Recorder, wait_all_tasks_blocked
 
 pytestmark = pytest.mark.anyio

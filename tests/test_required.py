@@ -7,7 +7,14 @@ from typing import Any
 import anyio
 import pytest
 
-from anyloader import DataLoader, KeyNotFoundError, LoaderError, LoaderScope, LoadHandle, batch_loader
+from anyloader import (
+    DataLoader,
+    KeyNotFoundError,
+    LoaderError,
+    LoaderScope,
+    LoadHandle,
+    batch_loader,
+)
 from support import Recorder
 
 pytestmark = pytest.mark.anyio

@@ -128,7 +128,9 @@ def test_a_limiter_of_another_kind_is_refused(limiter: Any) -> None:
 
 
 def shared_model(**options: Any) -> tuple[Any, list[list[int]]]:
-    @batch_loader(shared=True, **{"cache": "pending", **options})
+    options = {"cache": "pending", **options}
+
+    @batch_loader(shared=True, **options)  # type: ignore[untyped-decorator]
     async def embed(keys: list[int]) -> list[int]:
         calls.append(sorted(keys))
         return keys
@@ -217,10 +219,10 @@ async def test_scope_get_gives_the_shared_loader_too() -> None:
 
 @pytest.mark.parametrize("cache", [True, None])
 def test_its_cache_must_not_remember(cache: Any) -> None:
-    options = {} if cache is None else {"cache": cache}
+    options: dict[str, Any] = {} if cache is None else {"cache": cache}
     with pytest.raises((TypeError, ValueError), match="cache"):
 
-        @batch_loader(shared=True, **options)
+        @batch_loader(shared=True, **options)  # type: ignore[untyped-decorator]
         async def embed(keys: list[int]) -> list[int]:
             return keys
 

@@ -34,7 +34,7 @@ async def test_a_batch_grows_while_it_waits_for_its_token(schedule: Any) -> None
     limiter = anyio.CapacityLimiter(1)
     async with DataLoader(fetch, limiter=limiter, schedule=schedule) as loader:
         async with limiter:
-            loads = []
+            loads: list[Any] = []
             for key in range(4):
                 loads.append(loader.load(key))
                 await wait_all_tasks_blocked()
@@ -116,7 +116,7 @@ async def test_a_batch_that_all_gave_up_meanwhile_is_not_called() -> None:
         assert fetch.calls == []
         assert limiter.borrowed_tokens == 0
         with pytest.raises(LoadCancelledError):
-            await handle
+            await handle  # pyright: ignore[reportGeneralTypeIssues, reportPossiblyUnboundVariable]
         assert await loader.load(1) == 1
 
 
@@ -208,7 +208,7 @@ async def test_deferred_hits_do_not_wait_for_a_token() -> None:
             miss, before = loader.load(2), loader.load(1)
             assert before.status is Status.PENDING
             await wait_all_tasks_blocked()
-            assert before.status is Status.FINISHED
+            assert before.status is Status.FINISHED  # type: ignore[comparison-overlap]
             after = loader.load(1)
             await wait_all_tasks_blocked()
             assert after.status is Status.FINISHED

@@ -65,7 +65,7 @@ from sqlalchemy.orm import (
 from sqlalchemy.types import UserDefinedType
 
 from anyloader import DataLoader, LoaderScope
-from anyloader.integrations.sqlalchemy import related, rows_by, rows_grouped_by
+from anyloader.integrations.sqlalchemy import RowsBy, related, rows_by, rows_grouped_by
 from support import wait_all_tasks_blocked
 from support.postgres_server import PostgresServer
 
@@ -407,6 +407,7 @@ async def test_in_a_loader(every_database: Database) -> None:
     fetch_books = rows_grouped_by(Book.author_id, order_by=Book.title, session=database.sessions)
     async with LoaderScope() as scope:
         one, none = await scope.get(fetch_author).load_many([1, 9])
+        assert one is not None
         assert none is None
         books = await scope.get(fetch_books).load(one.id)
         assert [book.title for book in books] == ["a", "b", "c"]
@@ -579,10 +580,10 @@ async def test_the_text_of_an_int_or_uuid_is_a_key(database: Database) -> None:
 
 
 async def test_a_key_of_another_type_fails_alone(database: Database) -> None:
-    fetch_book: Any = rows_by(Book.id, session=database.sessions)
+    fetch_book: RowsBy[Any, Any] = rows_by(Book.id, session=database.sessions)
     for wrong in ("secret", "", 1.5, b"1", (1,)):
         async with DataLoader(fetch_book) as loader:
-            first, second = loader.load(1), loader.load(wrong)
+            first, second = loader.load_required(1), loader.load(wrong)
             assert (await first).id == 1
             with pytest.raises(TypeError, match=r"Book.id takes a key of type int, not this") as e:
                 await second
@@ -943,12 +944,12 @@ async def test_it_sees_what_the_request_has_written(every_database: Database) ->
         request_session.set(session)
         async with LoaderScope() as scope:
             authors = scope.get(fetch)
-            author = await authors.load(1)
+            author = await authors.load_required(1)
             assert await authors.load(4) is None
             author.name = "renamed"
             session.add(Author(id=4, name="new"))
-            assert (await authors.clear(4).load(4)).name == "new"
-            assert (await authors.clear(1).load(1)).name == "renamed"
+            assert (await authors.clear(4).load_required(4)).name == "new"
+            assert (await authors.clear(1).load_required(1)).name == "renamed"
         await call(session, lambda session: session.rollback())
 
 

@@ -148,9 +148,9 @@ async def fails_alone(error: Exception, loader: DataLoader[int, Any]) -> None:
             tg.start_soon(waits, handle)
     assert ends == ["error"] * 3
     with raises(error):
-        await first
-    assert first.status is LoadHandle.Status.FAILED
-    assert first.exception is error
+        await first  # pyright: ignore[reportGeneralTypeIssues, reportPossiblyUnboundVariable]
+    assert first.status is LoadHandle.Status.FAILED  # pyright: ignore[reportPossiblyUnboundVariable]
+    assert first.exception is error  # pyright: ignore[reportPossiblyUnboundVariable]
     assert await other == 10
     assert await DataLoader(good).load(2) == 20, "the scope goes on"
 
@@ -414,7 +414,7 @@ async def cancellation() -> BaseException:
         except BaseException as exc:
             caught = exc
             raise
-    return caught
+    return caught  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 @pytest.mark.parametrize("kind", ["asyncio", "of this library"])

@@ -18,23 +18,14 @@ from support import wait_all_tasks_blocked
 pytestmark = pytest.mark.anyio
 
 OPTIONS = frozenset(
-    "batch max_batch_size max_batch_weight weigh max_queue_size cache get_cache_key cache_map "
-    "schedule defer_hits deduplicate cache_errors on_missing index_by group_by limiter value_cache "
-    "name hooks task_group".split()
+    ["batch", "max_batch_size", "max_batch_weight", "weigh", "max_queue_size", "cache", "get_cache_key", "cache_map", "schedule", "defer_hits", "deduplicate", "cache_errors", "on_missing", "index_by", "group_by", "limiter", "value_cache", "name", "hooks", "task_group"]
 )
 METHODS = frozenset(
-    "batch_load_fn load load_many load_required load_many_required clear clear_many clear_all "
-    "prime prime_many peek dispatch statistics".split()
+    ["batch_load_fn", "load", "load_many", "load_required", "load_many_required", "clear", "clear_many", "clear_all", "prime", "prime_many", "peek", "dispatch", "statistics"]
 )
 #: Names that real loaders have on themselves, or that this library had on them once.
 EVERYDAY = frozenset(
-    "_token _cache _keys _open _hits _hooks _running _batches _queued _shared _most _options "
-    "_cache_key _missing _evict _loads _bind _seal _load _loop _queue _scope _state _lock _name "
-    "_session _dispatcher _schedule _limiter _batch _fn _context _core _engine _impl _inner "
-    "_loader _admit _attach _undo _sent token keys key loop queue session state scope client db "
-    "engine core context options log logger key_fn ttl close closed open start stop run send wait "
-    "get set add bind attach evict seal owner parent loader backend _DataLoader__cache "
-    "_DataLoader__core".split()
+    ["_token", "_cache", "_keys", "_open", "_hits", "_hooks", "_running", "_batches", "_queued", "_shared", "_most", "_options", "_cache_key", "_missing", "_evict", "_loads", "_bind", "_seal", "_load", "_loop", "_queue", "_scope", "_state", "_lock", "_name", "_session", "_dispatcher", "_schedule", "_limiter", "_batch", "_fn", "_context", "_core", "_engine", "_impl", "_inner", "_loader", "_admit", "_attach", "_undo", "_sent", "token", "keys", "key", "loop", "queue", "session", "state", "scope", "client", "db", "engine", "core", "context", "options", "log", "logger", "key_fn", "ttl", "close", "closed", "open", "start", "stop", "run", "send", "wait", "get", "set", "add", "bind", "attach", "evict", "seal", "owner", "parent", "loader", "backend", "_DataLoader__cache", "_DataLoader__core"]
 )
 
 BASES: dict[str, Any] = {"DataLoader": DataLoader, "compat": compat.DataLoader}
@@ -179,7 +170,7 @@ async def test_a_subclass_of_the_same_name_has_private_names_of_its_own(base: An
     """Python makes ``_DataLoader__cache`` of ``self.__cache`` in a class of this name."""
     parent = base
 
-    class DataLoader(parent):  # type: ignore[misc]
+    class DataLoader(parent):  # type: ignore[misc, valid-type]
         def __init__(self) -> None:
             super().__init__()
             self.__cache = self.__keys = self.__loop = self.__core = "mine"

@@ -44,7 +44,7 @@ def loaders(
         return ids
 
     def posts(ids: list[int]) -> list[int]:
-        return anyio.from_thread.run(users_loader.load_many, ids)  # type: ignore[arg-type]
+        return anyio.from_thread.run(users_loader.load_many, ids)
 
     users_loader = DataLoader(in_thread(users, limiter=users_limiter))
     return DataLoader(in_thread(posts, limiter=posts_limiter))
@@ -97,7 +97,7 @@ async def test_a_blocking_function_that_waits_for_its_own_batch() -> None:
     limiter = anyio.CapacityLimiter(2)
 
     def again(ids: list[int]) -> list[int]:
-        return anyio.from_thread.run(loader.load_many, ids)  # type: ignore[arg-type]
+        return anyio.from_thread.run(loader.load_many, ids)
 
     async with rescued(limiter), LoaderScope():
         loader = DataLoader(in_thread(again, limiter=limiter))

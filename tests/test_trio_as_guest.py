@@ -74,7 +74,8 @@ def test_the_host_is_refused_by_a_loader_of_the_guest() -> None:
     refused: list[Any] = []
 
     async def host(run_guest: Any) -> None:
-        opened, go_on = asyncio.Event(), []
+        opened = asyncio.Event()
+        go_on: list[Any] = []
 
         async def guest_task() -> Any:
             return await run_guest()
