@@ -84,11 +84,13 @@ class Batch:
 
     @property
     def is_wanted(self) -> bool:
-        return any(entry.is_wanted for entry in self.entries)
+        """False once every load is given up that a stream has not settled; settled ones are not."""
+        left = [entry for entry in self.entries if not entry.loads[0].settled]
+        return any(entry.is_wanted for entry in left) or bool(self.entries and not left)
 
     @property
     def is_awaited(self) -> bool:
-        entries = [*self.entries, *self.deferred]
+        entries = [e for e in [*self.entries, *self.deferred] if not e.loads[0].settled]
         return any(load.waiters for entry in entries for load in entry.loads + entry.manys)
 
 
@@ -187,7 +189,7 @@ class Model:
 
     def start_waiting(self, load: Load) -> None:
         load.waiters += 1
-        if load.settled is None:
+        if load.outcome is None:
             load.given_up = False
 
     def stop_waiting(self, load: Load, cancelled: bool) -> None:
@@ -306,6 +308,8 @@ class Model:
                 self._settle(
                     entry, outcome, keep=outcome.error is None or self.keeps(outcome.error)
                 )
+        if not batch.is_wanted:
+            self.finish(batch, CANCELLED)
 
     def finish(self, batch: Batch, result: Outcome | list[Outcome] | dict[Any, Outcome]) -> None:
         """The function returned values, or a mapping, or the batch ended by one error for all."""

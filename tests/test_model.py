@@ -162,7 +162,9 @@ def options_on(backend: str) -> st.SearchStrategy[Options]:
             cache="dict", keyed=False, batch=True, max_batch_size=None, hooked=False, values=False
         )
     )
-    return st.one_of(any_of_them, plain).filter(
+    # Batches of which some is settled, some given up, and some still to come.
+    held = any_of_them.map(lambda options: options._replace(streams=True, held=True))
+    return st.one_of(any_of_them, plain, held).filter(
         lambda options: (options.place, options.schedule) != ("foreign", "manual")
     )
 
@@ -922,7 +924,11 @@ class Machine(RuleBasedStateMachine):
         assert not waiting or self._tokens_left() == 0, f"{waiting} batches were not sent"
         if limiter:
             taken = len(self._running()) + len(world.strangers)
-            assert (limiter.borrowed_tokens, limiter.tasks_waiting) == (taken, waiting), limiter
+            assert (limiter.borrowed_tokens, limiter.tasks_waiting) == (taken, waiting), (
+                limiter,
+                taken,
+                waiting,
+            )
         for handle, load in self.pairs:
             got = None if load.parts is not None else outcome_of(handle)
             expected = None if load.parts is not None else load.outcome
