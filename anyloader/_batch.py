@@ -950,7 +950,11 @@ class Batch:
         entries = self.entries
         values: Any = result
         if type(result) is not list or len(result) != len(entries) or self.loader.gives_rows:
-            values = aligned(self.loader, [entry._key for entry in entries], result)
+            try:
+                values = aligned(self.loader, [entry._key for entry in entries], result)
+            except BaseException:
+                del entries  # by f_back the traceback may lead here, and this to handles with the error
+                raise
         end = _SETTLE[self.state]
         failed: list[LoadHandle[Any]] = []
         waiting: list[Any] = []
@@ -1027,7 +1031,10 @@ class Batch:
 
     def settle_found(self, outcomes: Iterable[tuple[LoadHandle[Any], Any]]) -> None:
         """Settle some entries of a running batch; the others remain for the function."""
+        outcomes = list(outcomes)
         self.settle_some(outcomes)
+        if self.loader.forgets:
+            self.forget([entry for entry, _ in outcomes])
         self.entries = [entry for entry in self.entries if entry._batch is self]
         self.settled = 0
         if not self.entries:

@@ -74,19 +74,23 @@ class Entry:
 class Batch:
     #: "open", "sealed", "running" or "done".
     state: str = "open"
+    #: Open, but past its schedule: it goes on taking keys until there is a token for it.
+    is_due: bool = False
     entries: list[Entry] = field(default_factory=list)
     #: Hits that wait for this batch; they are not loads of it.
     deferred: dict[Entry, Outcome] = field(default_factory=dict)
-    #: Cache keys that were cleared since: not to be stored in the value cache.
+    #: Cache keys that were cleared while it ran: not to be stored in the value cache.
     cleared: set[Any] = field(default_factory=set)
 
     @property
     def is_wanted(self) -> bool:
-        return any(entry.is_wanted for entry in self.entries)
+        """False once every load is given up that a stream has not settled; settled ones are not."""
+        left = [entry for entry in self.entries if not entry.loads[0].settled]
+        return any(entry.is_wanted for entry in left) or bool(self.entries and not left)
 
     @property
     def is_awaited(self) -> bool:
-        entries = [*self.entries, *self.deferred]
+        entries = [e for e in [*self.entries, *self.deferred] if not e.loads[0].settled]
         return any(load.waiters for entry in entries for load in entry.loads + entry.manys)
 
 
@@ -97,6 +101,9 @@ class Model:
     max_batch_size: int | None = None
     defer_hits: bool = False
     deduplicate: bool = False
+    #: Whether entries leave the cache when they settle; and whether the cache is a map of the user's.
+    forgets: bool = False
+    keeps_map: bool = False
     keeps: Callable[[Any], bool] = lambda error: True
     missing: Callable[[Any], Outcome] = lambda key: Outcome()
     #: Whether batches are fed by an async generator.
@@ -109,45 +116,55 @@ class Model:
     state: str = "open"
     foreign: bool = False
     batches: list[Batch] = field(default_factory=list)
+    #: The batch that the next key joins; and the next deferred hit, if not that one.
+    open_batch: Batch | None = None
+    open_for_hits: Batch | None = None
     hits: int = 0
     shared: int = 0
     sent: list[int] = field(default_factory=list)
 
     # Loading
 
-    @property
-    def open_batch(self) -> Batch | None:
-        return next((batch for batch in self.batches if batch.state == "open"), None)
-
     def load(self, key: Any) -> Load:
         self._admit([key])
-        return self._load(key, None, self.cached(key))
+        return self._load(key, None)
 
     def load_many(self, keys: Sequence[Any], return_exceptions: bool) -> Load:
         self._admit(keys)
         many = Load(parts=[], return_exceptions=return_exceptions)
-        cached = list(map(self.cached, keys))  # before the first of them can evict one
-        many.parts = [self._load(k, many, old or self.cached(k)) for k, old in zip(keys, cached)]
+        many.parts = [self._load(key, many) for key in keys]
         return many
 
     def _admit(self, keys: Sequence[Any]) -> None:
         if self.state == "open" or (self.foreign and self.state == "leaving"):
             return
-        if not self.foreign or not all(map(self.cached, keys)):
+        if not self.foreign or not all(map(self.cached, keys)) or (self.defer_hits and keys):
             raise LoaderClosedError
+
+    def _open(self) -> Batch:
+        self.batches.append(batch := Batch())
+        if self.open_batch is None:
+            self.open_batch = batch
+        else:
+            self.open_for_hits = batch
+        return batch
 
     def cached(self, key: Any) -> Load | None:
         return None if self.cache is None else self.cache.get(self.get_cache_key(key))
 
-    def _load(self, key: Any, many: Load | None, cached: Load | None) -> Load:
-        cache_key, batch = self.get_cache_key(key), self.open_batch
-        if self.cache is None and (self.deduplicate or self.streams) and batch:
+    def _load(self, key: Any, many: Load | None) -> Load:
+        cache_key, batch, cached = self.get_cache_key(key), self.open_batch, self.cached(key)
+        if not cached and batch and (self.deduplicate or (self.streams and self.cache is None)):
             same = [entry for entry in batch.entries if entry.cache_key == cache_key]
             cached = same[0].loads[0] if same else None
+            if cached and self.cache is not None:
+                self.cache[cache_key] = cached
         if cached and cached.settled:
             self.hits += 1
-            if not (self.defer_hits and batch):
+            if not self.defer_hits:
                 return cached
+            if not batch or batch.is_due:  # no hit waits for a token
+                batch = self.open_for_hits or self._open()
             entry = Entry(key, cache_key, [Load(cached.key, batch=batch)])
             batch.deferred[entry] = cached.settled
         elif cached and cached.batch:
@@ -157,8 +174,7 @@ class Model:
                 entry.loads.append(Load(key, batch=cached.batch))
                 return entry.loads[-1]
         else:
-            if not batch:
-                self.batches.append(batch := Batch())
+            batch = batch or self._open()
             entry = Entry(key, cache_key, [Load(key, batch=batch, given_up=many is not None)])
             batch.entries.append(entry)
             if self.cache is not None:
@@ -173,7 +189,7 @@ class Model:
 
     def start_waiting(self, load: Load) -> None:
         load.waiters += 1
-        if load.settled is None:
+        if load.outcome is None:
             load.given_up = False
 
     def stop_waiting(self, load: Load, cancelled: bool) -> None:
@@ -190,7 +206,7 @@ class Model:
     def clear(self, key: Any) -> None:
         if self.cache is not None:
             self.cache.pop(self.get_cache_key(key), None)
-            self._forget_value(self.get_cache_key(key))
+        self._forget_value(self.get_cache_key(key))
 
     def clear_all(self) -> None:
         for cache_key in list(self.cache or ()):
@@ -201,43 +217,69 @@ class Model:
     def _forget_value(self, cache_key: Any) -> None:
         self.to_delete.add(cache_key)
         for batch in self.batches:
-            batch.cleared.add(cache_key)
+            if batch.state == "running":
+                batch.cleared.add(cache_key)
 
-    def _delete_values(self) -> None:
+    def delete_values(self) -> None:
         for cache_key in self.to_delete:
             (self.values or {}).pop(cache_key, None)
         self.to_delete.clear()
 
     def prime(self, key: Any, outcome: Outcome, force: bool) -> None:
-        if self.cache is None:
-            return
         cache_key, old = self.get_cache_key(key), self.cached(key)
         if old and not force:
             return
+        if force:
+            self._forget_value(cache_key)
         batch = old.batch if old else None
         if old and batch and batch.state in ("open", "sealed"):
             (entry,) = [entry for entry in batch.entries if old in entry.loads]
-            entry.settle(outcome)
             batch.entries.remove(entry)
-            self.cache[cache_key] = old
+            self._settle(entry, outcome, keep=True)
             if batch.state == "sealed" and not batch.is_wanted:
                 self.finish(batch, CANCELLED)
-        else:
+        elif self.cache is not None and not self.forgets:
             self.cache[cache_key] = Load(key, settled=outcome)
 
     # Batches
 
+    def be_due(self, batch: Batch) -> None:
+        """Its schedule has returned: it waits for a token now, and for what else comes."""
+        batch.is_due = True
+        if not batch.is_wanted:
+            self.seal(batch)
+
     def seal(self, batch: Batch) -> None:
+        self._close(batch)
         batch.state = "sealed"
+        self._sift(batch)
+        if not batch.entries:
+            self._done(batch)
+
+    def _sift(self, batch: Batch) -> None:
         for entry in list(batch.entries):
             if not entry.is_wanted:
                 batch.entries.remove(entry)
                 self._settle(entry, CANCELLED, keep=False)
-        if not batch.entries:
-            self._done(batch)
+
+    def _close(self, batch: Batch) -> None:
+        """It takes nothing more."""
+        if batch is self.open_batch:
+            self.open_batch = None
+        if batch is self.open_for_hits:
+            self.open_for_hits = None
+
+    def wait_for_token(self, batch: Batch) -> None:
+        """There is no token for it: what need not wait for one does not."""
+        deferred, batch.deferred = batch.deferred, {}
+        for hit, outcome in deferred.items():
+            hit.settle(outcome)
 
     def start(self, batch: Batch) -> list[Any]:
         """Return the keys that the batch function is given; none if it is not called."""
+        if batch.state == "open":
+            self.seal(batch)
+        self._sift(batch)
         batch.state = "running"
         if self.values is not None:
             self._ask(batch, self.values)
@@ -249,7 +291,7 @@ class Model:
         return keys
 
     def _ask(self, batch: Batch, values: dict[Any, Any]) -> None:
-        self._delete_values()
+        self.delete_values()
         found = [e for e in batch.entries if e.cache_key in values.keys() - batch.cleared]
         for entry in found:
             self._settle(entry, Outcome(values[entry.cache_key]), keep=True)
@@ -266,6 +308,8 @@ class Model:
                 self._settle(
                     entry, outcome, keep=outcome.error is None or self.keeps(outcome.error)
                 )
+        if not batch.is_wanted:
+            self.finish(batch, CANCELLED)
 
     def finish(self, batch: Batch, result: Outcome | list[Outcome] | dict[Any, Outcome]) -> None:
         """The function returned values, or a mapping, or the batch ended by one error for all."""
@@ -289,11 +333,12 @@ class Model:
 
     def _settle(self, entry: Entry, outcome: Outcome, *, keep: bool) -> None:
         entry.settle(outcome)
-        cache = {} if keep or self.cache is None else self.cache
+        cache = {} if self.cache is None or (keep and not self.forgets) else self.cache
         if cache.get(entry.cache_key) is entry.loads[0]:
             cache.pop(entry.cache_key)
 
     def _done(self, batch: Batch) -> None:
+        self._close(batch)
         batch.state = "done"
         self.batches.remove(batch)
         for hit, outcome in batch.deferred.items():
@@ -311,6 +356,8 @@ class Model:
             elif batch.state == "open" and batch.is_awaited and not self.foreign:
                 self.seal(batch)
         self._go_on_leaving()
+        if cancelled:
+            self._end()
 
     def _go_on_leaving(self) -> None:
         while self.state == "leaving":
@@ -318,11 +365,16 @@ class Model:
             if unwanted:
                 self.finish(unwanted[0], CANCELLED)
             elif not self.batches:
-                self.state = "closed"
-                if not self.foreign:
-                    self._delete_values()
+                self._end()
             else:
                 return
+
+    def _end(self) -> None:
+        self.state = "closed"
+        if not self.foreign:
+            self.delete_values()
+            if self.cache is not None and not self.keeps_map:
+                self.cache.clear()
 
     # What can be seen
 
@@ -340,4 +392,4 @@ class Model:
 
     def waiting(self) -> Iterator[Batch]:
         """The batches that wait for a token."""
-        return (batch for batch in self.batches if batch.state == "sealed")
+        return (b for b in self.batches if b.state == "sealed" or (b.state == "open" and b.is_due))

@@ -76,6 +76,10 @@ class Stop(BaseException):
     """As a ``KeyboardInterrupt``, but event loops make no exception for it."""
 
 
+class Key(float):
+    """Can be referred to weakly, as a handle cannot: it tells whether a handle is left."""
+
+
 class World:
     def __init__(self, what: str, when: str, place: str) -> None:
         self.what, self.when, self.place = what, when, place
@@ -201,8 +205,13 @@ class World:
                     if self.place == "own":
                         await stack.enter_async_context(self.loader)
                     self.context = copy_context()
-                    load = self.loader.load
-                    self.loads = [load(1), load(1), load(2), self.loader.load_many([1, 3])]
+                    load: Any = self.loader.load
+                    self.loads = [
+                        load(Key(1)),
+                        load(Key(1)),
+                        load(Key(2)),
+                        self.loader.load_many([1, 3]),
+                    ]
                     self.ready.set()
                     await self.body_ends.wait()
                     if self.body_error is not None:
@@ -302,8 +311,15 @@ class BrittleLimiter(anyio.CapacityLimiter):
     def available_tokens(self) -> float:
         return self.tokens.available_tokens
 
+    def acquire_on_behalf_of_nowait(self, borrower: object) -> None:
+        self.tokens.acquire_on_behalf_of_nowait(borrower)
+        self._break(borrower)
+
     async def acquire_on_behalf_of(self, borrower: object) -> None:
         await self.tokens.acquire_on_behalf_of(borrower)
+        self._break(borrower)
+
+    def _break(self, borrower: object) -> None:
         if self.world.broken and self.world.what == "the limiter":
             self.tokens.release_on_behalf_of(borrower)
             raise Boom("limiter")
@@ -384,7 +400,8 @@ async def test_whatever_dies_nobody_hangs_and_nothing_is_left(
         await rounds_until(lambda: tasks() == before)
         with pytest.raises(LoaderClosedError):
             world.context.run(world.loader.load, 4)
-    kept = [weakref.ref(thing) for thing in (world.loader, *world.loads)]
+    kept = [weakref.ref(thing) for thing in (world.loader, world.loads[3])]
+    kept += [weakref.ref(load.key) for load in world.loads[:3]]
     vars(world).clear()  # the loader holds its methods
     await checkpoint()
     if what not in IN_A_CYCLE[place] and (what, when) not in KEPT:

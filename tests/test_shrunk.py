@@ -186,3 +186,71 @@ async def test_a_deferred_hit_of_a_load_many_keeps_no_batch_running() -> None:
                 await load
             await wait_all_tasks_blocked()
             assert sorted(ended) == ["cancelled", "settled"]
+
+
+async def test_a_key_that_was_primed_and_cleared_is_loaded_anew_where_keys_are_sent_once() -> None:
+    calls: list[list[int]] = []
+
+    async def fetch(keys: list[int]) -> list[int]:
+        calls.append(keys)
+        return keys
+
+    async with DataLoader(fetch, deduplicate=True) as loader:
+        loads = [loader.load(1), loader.load(2)]
+        loader.prime(1, -1, force=True).clear(1)
+        assert [await loader.load(1), await loads[0], await loads[1]] == [1, -1, 2]
+    assert calls == [[2, 1]]
+
+
+async def test_a_batch_dropped_while_it_waits_for_a_token_holds_no_group_open() -> None:
+    async def fetch(keys: list[int]) -> list[int]:
+        return keys
+
+    limiter = anyio.CapacityLimiter(1)
+    async with limiter:
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tg:
+                loader = DataLoader(fetch, task_group=tg, limiter=limiter)
+                with anyio.move_on_after(1):
+                    await loader.load(1)
+                assert limiter.statistics().tasks_waiting == 1
+                loader.dispatch()
+
+
+async def test_leaving_does_not_wait_for_what_only_a_deferred_hit_was_awaited_of() -> None:
+    calls: list[list[int]] = []
+
+    async def fetch(keys: list[int]) -> list[int]:
+        calls.append(keys)
+        return keys
+
+    async def wait_for(load: Any) -> None:
+        assert await load == 1
+
+    limiter = anyio.CapacityLimiter(1)
+    async with limiter:
+        with anyio.fail_after(1):
+            async with anyio.create_task_group() as tg:
+                async with DataLoader(fetch, limiter=limiter, defer_hits=True) as loader:
+                    loader.prime(1, 1)
+                    load = loader.load(2)
+                    tg.start_soon(wait_for, loader.load(1))
+    assert calls == []
+    assert load.status is load.Status.CANCELLED
+
+
+async def test_what_a_value_cache_has_is_forgotten_where_only_pending_loads_are_shared() -> None:
+    class Values:
+        async def get_many(self, keys: Any) -> dict[int, int]:
+            return {key: -key for key in keys if key == 1}
+
+        async def set_many(self, items: Any) -> None: ...
+
+        async def delete_many(self, keys: Any) -> None: ...
+
+    async def fetch(keys: list[int]) -> list[int]:
+        return keys
+
+    async with DataLoader(fetch, cache="pending", value_cache=Values()) as loader:
+        assert await loader.load_many([1, 2]) == [-1, 2]
+        assert loader.peek(1) is loader.peek(2) is None
