@@ -953,7 +953,9 @@ class Batch:
             try:
                 values = aligned(self.loader, [entry._key for entry in entries], result)
             except BaseException:
-                del entries  # by f_back the traceback may lead here, and this to handles with the error
+                del (
+                    entries
+                )  # by f_back the traceback may lead here, and this to handles with the error
                 raise
         end = _SETTLE[self.state]
         failed: list[LoadHandle[Any]] = []

@@ -257,7 +257,9 @@ class Dispatcher(Workers):
         """
         if self.state is CLOSED:
             raise LoaderClosedError(closed(batch.name))
-        if "trio" in sys.modules and not self.backend.is_here():  # the one may be a guest of the other
+        if (
+            "trio" in sys.modules and not self.backend.is_here()
+        ):  # the one may be a guest of the other
             raise RuntimeError(ELSEWHERE)
         if self.state is CLOSING and not isinstance(batch.schedule, Polling):
             batch.schedule = _WHILE_LEAVING

@@ -60,7 +60,10 @@ async def test_each_scope_has_its_own() -> None:
     fetch_books, calls = books()
     for _ in range(2):
         async with LoaderScope():
-            assert await fetch_books.bind(first=3).load_many([1, 2]) == ["3 of 1 by id", "3 of 2 by id"]
+            assert await fetch_books.bind(first=3).load_many([1, 2]) == [
+                "3 of 1 by id",
+                "3 of 2 by id",
+            ]
     assert len(calls) == 2
 
 

@@ -316,5 +316,3 @@ def test_a_cache_map_as_a_class_attribute_is_used_or_refused() -> None:
         assert "cache_map" in str(exc)
     else:
         assert 1 in Users.cache_map
-
-

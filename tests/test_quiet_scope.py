@@ -123,7 +123,9 @@ def test_random_programs_send_the_same_batches_in_every_order_on_every_backend()
     names = ("a", "b", "c", "d")
     for number in range(12):
         choose = random.Random(number)
-        needs: dict[str, list[str]] = {name: choose.sample(names, choose.randrange(3)) for name in names}
+        needs: dict[str, list[str]] = {
+            name: choose.sample(names, choose.randrange(3)) for name in names
+        }
         roots = tuple(choose.sample(names, choose.randint(2, 4)))
         outcomes = [
             run_shuffled(backend, seed, in_tasks, roots, needs, 2)

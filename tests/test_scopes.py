@@ -999,7 +999,12 @@ async def test_statistics_are_the_sums_over_all_loaders_of_the_scope() -> None:
         await wait_all_tasks_blocked()
         scope.get(slow).load(5)
         scope.get(triple).load(5)
-        each: list[DataLoader[int, Any]] = [bound, scope.get(negate), scope.get(slow), scope.get(triple)]
+        each: list[DataLoader[int, Any]] = [
+            bound,
+            scope.get(negate),
+            scope.get(slow),
+            scope.get(triple),
+        ]
         now = scope.statistics()
         for name in ("loads", "hits", "shared", "keys", "batches", "queued", "running", "cached"):
             total = sum(getattr(loader.statistics(), name) for loader in each)
