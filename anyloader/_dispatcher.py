@@ -229,9 +229,9 @@ class Dispatcher(Workers):
 
     def _fail_if_ended(self, batch: Batch) -> None:
         """Let a batch without a task fail if the foreign group takes no more tasks."""
-        if not self._owns_group and not batch.has_task and not batch.is_done:
-            if has_ended(self._group):
-                batch.fail(LoaderClosedError(closed(batch.name)))
+        without = not self._owns_group and not batch.has_task and not batch.is_done
+        if without and has_ended(self._group):
+            batch.fail(LoaderClosedError(closed(batch.name)))
 
     def _runs_here(self) -> bool:
         """Whether the caller is part of a batch function of this dispatcher."""

@@ -337,7 +337,7 @@ class Loader:
         if batch is not None:
             batch.scope.check_thread()
             self.counts.shared += 1
-            if claim is None:
+            if claim is None:  # noqa: SIM108 - too long for one line
                 handle = batch.share(entry, new_handle(key, batch))
             else:
                 handle = claim(batch, entry)

@@ -441,16 +441,22 @@ class BatchLoader(Generic[K, V]):
 
     def clear(self, key: K) -> DataLoader[K, V]:
         """See :meth:`DataLoader.clear`; under all arguments, if none were bound."""
-        return [loader.clear(key) for loader in self._all_loaders()][0]
+        for loader in reversed(self._all_loaders()):
+            loader.clear(key)
+        return loader
 
     def clear_many(self, keys: Iterable[K]) -> DataLoader[K, V]:
         """See :meth:`DataLoader.clear_many`; under all arguments, if none were bound."""
         keys = list(keys)
-        return [loader.clear_many(keys) for loader in self._all_loaders()][0]
+        for loader in reversed(self._all_loaders()):
+            loader.clear_many(keys)
+        return loader
 
     def clear_all(self) -> DataLoader[K, V]:
         """See :meth:`DataLoader.clear_all`; under all arguments, if none were bound."""
-        return [loader.clear_all() for loader in self._all_loaders()][0]
+        for loader in reversed(self._all_loaders()):
+            loader.clear_all()
+        return loader
 
     def prime(self, key: K, value: V | Exception, *, force: bool = False) -> DataLoader[K, V]:
         """See :meth:`DataLoader.prime`."""

@@ -218,7 +218,7 @@ async def test_beside_a_method_it_binds_to_the_instance() -> None:
 
 async def test_many_loaders_of_the_same_code_are_a_warning_that_names_the_line() -> None:
     async with LoaderScope() as scope:
-        with pytest.warns(Warning, match="test_arguments.py") as caught:
+        with pytest.warns(Warning, match="test_arguments.py") as caught:  # noqa: PT031
             for number in range(30):
 
                 async def fetch(keys: list[int], number: int = number) -> list[int]:

@@ -301,7 +301,7 @@ async def test_a_key_that_holds_what_cannot_be_hashed_is_told_apart() -> None:
 
 def test_a_cache_map_as_a_class_attribute_is_used_or_refused() -> None:
     class Users(DataLoader[int, int]):
-        cache_map: Any = {}
+        cache_map: Any = {}  # noqa: RUF012
 
         async def batch_load_fn(self, keys: list[int]) -> list[int]:
             return keys
@@ -313,6 +313,6 @@ def test_a_cache_map_as_a_class_attribute_is_used_or_refused() -> None:
     try:
         asyncio.run(main())
     except TypeError as exc:
-        assert "cache_map" in str(exc)
+        assert "cache_map" in str(exc)  # noqa: PT017
     else:
         assert 1 in Users.cache_map

@@ -11,7 +11,7 @@ import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from types import CoroutineType, GeneratorType
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -313,7 +313,7 @@ async def test_an_open_loader_keeps_nothing_but_its_cache(
     async with DataLoader(FUNCTIONS[function], **OPTIONS[options]) as loader:
         before: Counter[str] | None = None
         for _ in range(3):
-            await SCENARIOS[name](cast("Loader", loader))
+            await SCENARIOS[name](cast(Any, loader))
             await wait_all_tasks_blocked()
             await loader.load(Data("key"))  # after which one worker is idle
             await wait_all_tasks_blocked()

@@ -122,7 +122,7 @@ def raises(error: Exception) -> Iterator[None]:
     try:
         yield
     except Exception as exc:
-        assert exc is error
+        assert exc is error  # noqa: PT017
     else:
         raise AssertionError("nothing was raised")
 

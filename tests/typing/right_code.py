@@ -123,18 +123,18 @@ def key_and_value_types_follow_from_the_batch_function() -> None:
     assert_type(DataLoader(users_of_sequence), DataLoader[int, User])
     assert_type(DataLoader(users_of_any_keys), DataLoader[int, User])
     assert_type(DataLoader(friends), DataLoader[int, list[User]])
-    assert_type(DataLoader(users_dict), DataLoader[int, User])
-    assert_type(DataLoader(names_by_name), DataLoader[str, str])
-    assert_type(DataLoader(users_or_errors_dict), DataLoader[int, User])
-    assert_type(DataLoader(friends_dict), DataLoader[int, list[User]])
-    assert_type(DataLoader(users_stream), DataLoader[int, User])
-    assert_type(DataLoader(users_iterator), DataLoader[int, User])
+    assert_type(DataLoader(users_dict), DataLoader[int, User | None])
+    assert_type(DataLoader(names_by_name), DataLoader[str, str | None])
+    assert_type(DataLoader(users_or_errors_dict), DataLoader[int, User | None])
+    assert_type(DataLoader(friends_dict), DataLoader[int, list[User] | None])
+    assert_type(DataLoader(users_stream), DataLoader[int, User | None])
+    assert_type(DataLoader(users_iterator), DataLoader[int, User | None])
     assert_type(DataLoader(users_awaitable), DataLoader[int, User])
     assert_type(DataLoader(users_coroutine), DataLoader[int, User])
     assert_type(DataLoader(in_thread(users_blocking)), DataLoader[int, User])
-    assert_type(DataLoader(in_thread(users_dict_blocking)), DataLoader[int, User])
+    assert_type(DataLoader(in_thread(users_dict_blocking)), DataLoader[int, User | None])
     assert_type(DataLoader(Repository().users), DataLoader[int, User])
-    assert_type(DataLoader(Repository()), DataLoader[int, User])
+    assert_type(DataLoader(Repository()), DataLoader[int, User | None])
 
 
 def a_partial_is_a_batch_function() -> DataLoader[int, User]:
@@ -147,7 +147,6 @@ def the_batch_function_has_a_name() -> None:
 
 
 def types_can_be_given_instead(fetch: Callable[[list[Any]], Any]) -> None:
-    assert_type(DataLoader[int, User](fetch), DataLoader[int, User])
     assert_type(DataLoader[int, User](users_list), DataLoader[int, User])
     assert_type(DataLoader[int, User | None](users_dict), DataLoader[int, User | None])
 
@@ -310,13 +309,13 @@ async def scopes() -> None:
         assert_type(scope, LoaderScope)
         assert_type(scope.get(Users), Users)
         assert_type(scope.get(users_list), DataLoader[int, User])
-        assert_type(scope.get(users_dict), DataLoader[int, User])
-        assert_type(scope.get(users_stream), DataLoader[int, User])
+        assert_type(scope.get(users_dict), DataLoader[int, User | None])
+        assert_type(scope.get(users_stream), DataLoader[int, User | None])
         assert_type(scope.get(bare), DataLoader[int, User])
         assert_type(current_scope(), LoaderScope)
         assert_type(scope.statistics(), LoaderStatistics)
     assert_type(bare, BatchLoader[int, User])
     assert_type(with_options, BatchLoader[int, User])
-    assert_type(streaming, BatchLoader[int, User])
+    assert_type(streaming, BatchLoader[int, User | None])
     assert_type(await bare.load(1), User)
     assert_type(await with_options.load_many([1]), list[User])

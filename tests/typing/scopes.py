@@ -68,22 +68,22 @@ class Database:
 
 def types_follow_from_the_function() -> None:
     assert_type(listed, BatchLoader[int, User])
-    assert_type(mapped, BatchLoader[int, User])
+    assert_type(mapped, BatchLoader[int, User | None])
     assert_type(with_errors, BatchLoader[str, User])
-    assert_type(streamed, BatchLoader[int, User])
-    assert_type(mapped.load(1), LoadHandle[User])
-    assert_type(mapped.load_many([1]), LoadManyHandle[User])
-    assert_type(mapped.peek(1), LoadHandle[User] | None)
-    assert_type(mapped.prime(1, User()).prime(2, KeyError()), DataLoader[int, User])
-    assert_type(mapped.make_loader(), DataLoader[int, User])
+    assert_type(streamed, BatchLoader[int, User | None])
+    assert_type(mapped.load(1), LoadHandle[User | None])
+    assert_type(mapped.load_many([1]), LoadManyHandle[User | None])
+    assert_type(mapped.peek(1), LoadHandle[User | None] | None)
+    assert_type(mapped.prime(1, User()).prime(2, KeyError()), DataLoader[int, User | None])
+    assert_type(mapped.make_loader(), DataLoader[int, User | None])
 
 
 async def a_scope_gives_loaders_of_the_right_type(database: Database) -> None:
     async with LoaderScope() as scope:
         assert_type(scope, LoaderScope)
-        assert_type(scope.get(mapped), DataLoader[int, User])
+        assert_type(scope.get(mapped), DataLoader[int, User | None])
         assert_type(scope.get(plain), DataLoader[int, User])
-        assert_type(scope.get(database.users), DataLoader[int, User])
+        assert_type(scope.get(database.users), DataLoader[int, User | None])
         assert_type(scope.get(Users), Users)
         assert_type(scope.get(Users).by_name("a"), LoadHandle[User])
         assert_type(scope.get(Table[User]), Table[User])

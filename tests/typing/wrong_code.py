@@ -66,9 +66,7 @@ def functions_that_are_no_batch_functions() -> None:
 def functions_of_other_types_than_were_given() -> None:
     DataLoader[str, User](users)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
     DataLoader[int, str](users)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
-    DataLoader[int, str](users_dict)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
-    loader: DataLoader[str, User] = DataLoader(users)  # type: ignore[arg-type]  # pyright: ignore[reportAssignmentType]
-    del loader
+    DataLoader[int, str](users_dict)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 # --- options ---
@@ -95,7 +93,6 @@ def wrong_options() -> None:
     DataLoader[int, User](users, schedule=no_schedule)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
     DataLoader(users, cache_errors=lambda: True)  # type: ignore[arg-type, misc]  # pyright: ignore[reportArgumentType, reportCallIssue]
     DataLoader(users, get_cache_key=3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
-    DataLoader[int, User](users, get_cache_key=str.lower)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
     DataLoader(users_dict, on_missing=User())  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     DataLoader[int, User](users_dict, on_missing=wants_str)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
     DataLoader[int, User](users_dict, on_missing=gives_int)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
