@@ -161,10 +161,13 @@ class DataLoader(Generic[K, V]):
     name: str = ""
     hooks: Sequence[Hook] = ()
 
-    #: The one name that is ours on an instance.
-    __anyloader__ = _NotMade()
-
-    __signature__ = _Signature()
+    if TYPE_CHECKING:
+        __anyloader__: Any
+        __signature__: Any
+    else:  # not annotated at run time, as the options are
+        #: The one name that is ours on an instance.
+        __anyloader__ = _NotMade()
+        __signature__ = _Signature()
 
     # Those that need no option come first: who gives **options of unknown names gets these.
     @overload

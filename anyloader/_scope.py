@@ -441,22 +441,25 @@ class BatchLoader(Generic[K, V]):
 
     def clear(self, key: K) -> DataLoader[K, V]:
         """See :meth:`DataLoader.clear`; under all arguments, if none were bound."""
-        for loader in reversed(self._all_loaders()):
-            loader.clear(key)
-        return loader
+        mine, *others = self._all_loaders()
+        for other in others:
+            other.clear(key)
+        return mine.clear(key)
 
     def clear_many(self, keys: Iterable[K]) -> DataLoader[K, V]:
         """See :meth:`DataLoader.clear_many`; under all arguments, if none were bound."""
         keys = list(keys)
-        for loader in reversed(self._all_loaders()):
-            loader.clear_many(keys)
-        return loader
+        mine, *others = self._all_loaders()
+        for other in others:
+            other.clear_many(keys)
+        return mine.clear_many(keys)
 
     def clear_all(self) -> DataLoader[K, V]:
         """See :meth:`DataLoader.clear_all`; under all arguments, if none were bound."""
-        for loader in reversed(self._all_loaders()):
-            loader.clear_all()
-        return loader
+        mine, *others = self._all_loaders()
+        for other in others:
+            other.clear_all()
+        return mine.clear_all()
 
     def prime(self, key: K, value: V | Exception, *, force: bool = False) -> DataLoader[K, V]:
         """See :meth:`DataLoader.prime`."""

@@ -976,8 +976,8 @@ async def test_who_cancels_an_operation_twice_cancels_its_resolvers_twice() -> N
 @only_3_3
 async def test_a_subclass_cannot_await_what_belongs_to_the_event_loop() -> None:
     class Awaits(AnyioExecutor):
-        async def complete_awaitable_value(self, *args: Any) -> Any:
-            value = await super().complete_awaitable_value(*args)
+        async def complete_awaitable_value(self, *args: Any, **kwargs: Any) -> Any:
+            value = await super().complete_awaitable_value(*args, **kwargs)
             await checkpoint()
             return value
 

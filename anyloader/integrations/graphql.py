@@ -299,8 +299,8 @@ class AnyioExecutor(_Stock):
                 self.handle_field_error(exc, return_type, field_details_list, path)
                 return None
 
-        def complete_async_iterator_value(self, *args: Any) -> Any:
-            return resolved(_complete_async_iterator_value(self, *args))
+        def complete_async_iterator_value(self, *args: Any, **kwargs: Any) -> Any:
+            return resolved(_complete_async_iterator_value(self, *args, **kwargs))
 
         def gather_async_work(self, values: Any) -> Any:
             return gather_resolved(*values)
