@@ -242,7 +242,7 @@ class DataLoader(_DataLoader[K, V]):
         super().__init__(batch_load_fn, **options)
 
     #: The event loop that runs here, which code for aiodataloader compares with its own.
-    loop = _RunningLoop()
+    loop: Any = _RunningLoop()
 
     # A future is no coroutine: asyncio.wait takes the one and refuses the other.
     def load(self, key: K) -> LoadFuture[V]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]

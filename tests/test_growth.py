@@ -325,7 +325,8 @@ async def test_the_deadlock_search_in_a_dense_graph_grows_with_its_edges() -> No
         async with LoaderScope():
             for number in range(m):
                 fetch: Any = function(number)
-                loaders.append(DataLoader(fetch))
+                made: Any = DataLoader(fetch)
+                loaders.append(made)
             async with anyio.create_task_group() as tg:
                 for loader in loaders:
                     tg.start_soon(loader.load(1).wait)

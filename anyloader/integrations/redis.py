@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 try:
     import coredis
     from coredis import exceptions
-except ImportError as exc:
+except ImportError as _exc:
     raise ImportError(
         "coredis is not installed: pip install 'anyloader[redis]'; for redis-py there is "
         "anyloader.integrations.redis_py"
-    ) from exc
+    ) from _exc
 
 from ._redis import DEFAULT_PAUSE, DEFAULT_TIMEOUT, JSON, BaseRedisValueCache, Serializer, name_of
 

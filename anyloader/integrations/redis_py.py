@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 try:
     from redis import asyncio as aioredis
     from redis import exceptions
-except ImportError as exc:
+except ImportError as _exc:
     raise ImportError("redis-py is not installed: pip install 'anyloader[redis-py]'") from exc
 
 from ._redis import DEFAULT_PAUSE, DEFAULT_TIMEOUT, JSON, BaseRedisValueCache, Serializer, name_of
