@@ -9,7 +9,7 @@ try:
     from redis import asyncio as aioredis
     from redis import exceptions
 except ImportError as _exc:
-    raise ImportError("redis-py is not installed: pip install 'anyloader[redis-py]'") from exc
+    raise ImportError("redis-py is not installed: pip install 'anyloader[redis-py]'") from _exc
 
 from ._redis import DEFAULT_PAUSE, DEFAULT_TIMEOUT, JSON, BaseRedisValueCache, Serializer, name_of
 
