@@ -57,7 +57,7 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) 
     try:
         signature = inspect.signature(function)
     except ValueError:  # a builtin that does not tell
-        signature = inspect.Signature([inspect.Parameter("rest", inspect.Parameter.VAR_KEYWORD)])
+        signature = inspect.signature(lambda *keys, **rest: None)
     try:
         signature.bind(None, **arguments)
     except TypeError as exc:

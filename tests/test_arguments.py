@@ -233,3 +233,64 @@ async def test_a_few_are_none() -> None:
         for number in range(3):
             function: Any = lambda keys, number=number: Recorder[int, int](int)(keys)  # noqa: E731
             await scope.get(function).load(1)
+
+
+class ByKind(DataLoader[int, str]):
+    async def batch_load_fn(self, keys: list[int], *, kind: str = "any") -> list[str]:
+        return [f"{kind} {key}" for key in keys]
+
+
+async def test_a_class_with_no_constructor_of_its_own_gives_them_to_its_batch_function() -> None:
+    async with LoaderScope() as scope:
+        loaders = [scope.get(ByKind, kind=kind) for kind in ("cat", "dog")]
+        assert [await loader.load(1) for loader in loaders] == ["cat 1", "dog 1"]
+        assert scope.get(ByKind, kind="cat") is loaders[0]
+        assert scope.get(ByKind) is not loaders[0]
+        with pytest.raises(TypeError, match="colour"):
+            scope.get(ByKind, colour="red")
+
+
+class OfTenant(DataLoader[int, str]):
+    def __init__(self, tenant: str) -> None:
+        super().__init__()
+        self.tenant = tenant
+
+    async def batch_load_fn(self, keys: list[int]) -> list[str]:
+        return [f"{self.tenant} {key}" for key in keys]
+
+
+async def test_a_partial_of_a_class_is_a_source() -> None:
+    async with LoaderScope() as scope:
+        of_a: Any = partial(OfTenant, tenant="a")
+        loader = scope.get(of_a)
+        assert await loader.load(1) == "a 1"
+        assert scope.get(of_a) is loader
+        with pytest.raises(TypeError, match="OfTenant"):
+            scope.get(OfTenant)
+
+
+async def test_an_error_in_a_constructor_comes_out_as_it_is() -> None:
+    class Broken(DataLoader[int, int]):
+        def __init__(self) -> None:
+            raise TypeError("its own")
+
+    async with LoaderScope() as scope:
+        with pytest.raises(TypeError, match="its own"):
+            scope.get(Broken)
+
+
+def test_a_function_that_does_not_tell_its_signature_takes_all_that_is_bound() -> None:
+    function: Any = dict  # its calls are checked in C
+    assert batch_loader(function).bind(value=1)([(2, 3)]) == {2: 3, "value": 1}
+    with pytest.raises(TypeError, match="value of dict"):
+        batch_loader(function).bind(value=[])
+
+
+def test_a_batch_loader_looked_at_on_its_class_is_itself() -> None:
+    class Repository:
+        @batch_loader
+        async def users(self, ids: list[int]) -> list[int]:
+            return ids
+
+    assert Repository.users is vars(Repository)["users"]
+    assert repr(Repository().users).startswith("<BatchLoader of <bound method")

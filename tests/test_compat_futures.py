@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
-from anyloader import LoaderScope
+from anyloader import LoadDeadlockError, LoaderScope
 from anyloader.compat import DataLoader
 from support import Recorder, wait_all_tasks_blocked
 
@@ -152,3 +152,66 @@ async def test_wait_for_and_wait_and_shield() -> None:
         done, pending = await asyncio.wait(futures, timeout=5)
         assert (len(done), len(pending)) == (3, 0)
         assert await asyncio.wait_for(futures[0], 5) == 1
+
+
+async def test_where_it_cannot_be_waited_for_the_error_is_its_outcome() -> None:
+    """Its own batch function gathers it, which can never end."""
+    seen: list[Any] = []
+
+    async def fetch(keys: list[int]) -> list[int]:
+        future: Any = loader.load(keys[0])
+        future.add_done_callback(seen.append)
+        assert future.done()
+        with pytest.raises(LoadDeadlockError):
+            future.result()
+        seen.append(future.exception())
+        return keys
+
+    async with LoaderScope():
+        loader = DataLoader(fetch)
+        assert await loader.load(1) == 1
+        await wait_all_tasks_blocked()
+    assert isinstance(seen[0], LoadDeadlockError)
+    assert len(seen) == 2
+
+
+async def test_one_of_two_tasks_that_await_it_can_be_cancelled() -> None:
+    fetch = Recorder[int, int](same, gate=anyio.Event())
+    async with LoaderScope():
+        loader = DataLoader(fetch)
+        future: Any = loader.load(1)
+        done: list[int] = []
+
+        async def waits() -> None:
+            done.append(await future)
+
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(waits)
+            with anyio.move_on_after(0):
+                await future
+            await wait_all_tasks_blocked()
+            assert fetch.gate
+            fetch.gate.set()
+    assert done == [1]
+
+
+async def test_its_loop_is_the_one_that_runs() -> None:
+    async with LoaderScope():
+        assert DataLoader(Recorder[int, int](same)).loop is asyncio.get_running_loop()
+
+
+async def test_tasks_that_are_cancelled_as_it_settles() -> None:
+    fetch = Recorder[int, int](same)
+    async with LoaderScope():
+        future: Any = DataLoader(fetch).load(1)
+        tasks = [asyncio.ensure_future(waits_for(future)) for _ in range(2)]
+        await asyncio.sleep(0)
+        future.add_done_callback(lambda _: tasks[1].cancel())
+        tasks[0].cancel()
+        future.cancel()
+        await asyncio.wait(tasks)
+    assert all(task.cancelled() for task in tasks)
+
+
+async def waits_for(future: Any) -> Any:
+    return await future

@@ -290,3 +290,34 @@ def test_name_is_that_of_the_function_or_the_class_or_the_one_given() -> None:
     assert name_of(DataLoader(double, name="users")) == "users"
     assert name_of(Doubles(double)) == "Doubles"
     assert name_of(Doubles(name="users")) == "users"
+
+
+def test_a_subclass_that_needs_no_arguments_has_an_empty_signature() -> None:
+    """Frameworks that make one by its signature would ask for each option, as FastAPI asks clients."""
+
+    class Users(DataLoader[int, int]):
+        async def batch_load_fn(self, keys: list[int]) -> list[int]:
+            raise NotImplementedError
+
+    class OfTenant(Users):
+        def __init__(self, tenant: str) -> None:
+            super().__init__(name=tenant)
+
+    assert not inspect.signature(Users).parameters
+    assert [*inspect.signature(OfTenant).parameters] == ["tenant"]
+    with pytest.raises(AttributeError):
+        _ = OfTenant("a").__signature__
+
+
+def test_a_constructor_that_forgets_the_one_of_its_base_is_told() -> None:
+    class Forgets(DataLoader[int, int]):
+        def __init__(self) -> None:
+            pass
+
+        async def batch_load_fn(self, keys: list[int]) -> list[int]:
+            raise NotImplementedError
+
+    for use in (lambda loader: loader.load(1), lambda loader: loader.clear(1), repr):
+        with pytest.raises(TypeError, match=r"super\(\).__init__\(\)"):
+            use(Forgets())
+    assert inspect.getdoc(Forgets.__anyloader__)

@@ -162,3 +162,14 @@ async def test_as_a_class_attribute() -> None:
 def test_another_word_is_refused(cache: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="cache"):
         DataLoader(Recorder[int, int](same), cache=cache)
+
+
+async def test_a_forced_prime_answers_who_waits_and_is_forgotten() -> None:
+    fetch = Recorder[int, int](int)
+    async with DataLoader(fetch, cache="pending") as loader:
+        load = loader.load(1)
+        loader.prime(1, 10, force=True)
+        assert await load == 10
+        assert loader.peek(1) is None
+        assert await loader.load(1) == 1
+    assert fetch.calls == [[1]]

@@ -155,3 +155,13 @@ async def test_one_that_is_given_up_leaves_the_others_alone() -> None:
             await required
         gate.set()
         assert await plain == "value 2"
+
+
+async def test_a_deferred_hit_of_none_is_refused_too() -> None:
+    async with DataLoader(Recorder[int, Any](lambda key: None), defer_hits=True) as loader:
+        assert await loader.load(1) is None
+        loads = loader.load(2), loader.load_required(1), loader.load_many_required([1])
+        for load in loads[1:]:
+            with pytest.raises(KeyNotFoundError):
+                await load
+        assert await loads[0] is None

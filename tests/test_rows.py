@@ -250,3 +250,29 @@ async def test_what_is_no_fault() -> None:
 async def test_on_missing_does_not_hide_it() -> None:
     (error,) = await loaded({"1": "a"}, [1], on_missing=KeyError)
     assert isinstance(error, BatchResultError)
+
+
+async def test_rows_are_no_mapping() -> None:
+    async def fetch(keys: list[int]) -> Any:
+        return {key: key for key in keys}
+
+    async with DataLoader[int, Any](fetch, group_by=int) as loader:
+        with pytest.raises(BatchResultError, match="returned a mapping"):
+            await loader.load(1)
+
+
+async def test_groups_of_keys_of_another_type_are_an_error() -> None:
+    async def fetch(keys: list[int]) -> Any:
+        return [str(key) for key in keys]
+
+    async with DataLoader[int, Any](fetch, group_by=str) as loader:
+        with pytest.raises(BatchResultError, match=r"keys of type str.*keys of type int"):
+            await loader.load(1)
+
+
+async def test_a_key_that_cannot_be_hashed_is_found_by_its_cache_key() -> None:
+    async def fetch(keys: list[list[int]]) -> Any:
+        return {tuple(key): sum(key) for key in keys[1:]}
+
+    async with DataLoader[Any, Any](fetch, get_cache_key=tuple) as loader:
+        assert await loader.load_many([[1, 2], [3, 4]]) == [None, 7]

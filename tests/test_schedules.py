@@ -417,3 +417,34 @@ def test_wrong_arguments_are_refused_at_once(
 ) -> None:
     with pytest.raises(error, match=expected):
         make()
+
+
+@pytest.mark.parametrize(
+    ("inner", "rounds"),
+    [(schedules.rounds(3), 3), (schedules.quiescent(), 2), (schedules.rounds(0), 0)],
+)
+async def test_within_a_schedule_of_the_users_own_rounds_are_counted_for_its_batch_alone(
+    inner: Any, rounds: int
+) -> None:
+    passed: list[int] = []
+
+    class Counting:
+        """A view that counts its checkpoints."""
+
+        def __init__(self, batch: BatchView) -> None:
+            self._batch = batch
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._batch, name)
+
+        async def checkpoint(self) -> None:
+            passed.append(1)
+            await self._batch.checkpoint()
+
+    async def schedule(batch: BatchView) -> None:
+        await inner(Counting(batch))
+
+    recorder = Recorder[int, int](abs)
+    async with DataLoader(recorder, schedule=schedule) as loader:
+        assert await loader.load(-1) == 1
+    assert len(passed) == rounds

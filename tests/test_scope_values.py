@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 import anyio
 import pytest
 
-from anyloader import DataLoader, LoaderScope, batch_loader, current_scope
+from anyloader import (
+    DataLoader,
+    LoaderNotOpenError,
+    LoaderScope,
+    batch_loader,
+    current_scope,
+)
 from support import Recorder, wait_all_tasks_blocked
 
 pytestmark = pytest.mark.anyio
@@ -233,3 +239,56 @@ async def test_these_are_fine(cache: Any) -> None:
     async with LoaderScope(shared=True), LoaderScope():
         assert await embed.load_many([1, 1]) == [1, 1]
     assert calls == ([[1]] if cache == "pending" else [[1, 1]])
+
+
+def test_whether_it_is_shared_is_a_bool() -> None:
+    for make in (LoaderScope, batch_loader):
+        options: Any = {"shared": 1}
+        with pytest.raises(TypeError, match="shared"):
+            make(**options)
+
+
+async def test_a_shared_function_outside_of_a_shared_scope_says_what_to_enter() -> None:
+    @batch_loader(shared=True, cache=False)
+    async def embed(keys: list[int]) -> list[int]:
+        return keys
+
+    async with LoaderScope():
+        with pytest.raises(
+            LoaderNotOpenError, match=r"embed is shared.*LoaderScope\(shared=True\)"
+        ):
+            embed.load(1)
+
+
+async def test_a_scope_left_in_another_context_is_not_ambient_any_more() -> None:
+    """As an abandoned async generator is."""
+    scope = LoaderScope()
+
+    async def enter() -> None:
+        await scope.__aenter__()
+
+    async with LoaderScope() as outer:
+        await enter()
+        assert current_scope() is scope
+        try:
+            await copy_context().run(lambda: scope.__aexit__(None, None, None))
+        except RuntimeError:
+            pass
+        assert current_scope() is outer or "closed" in repr(current_scope())
+
+
+async def test_a_callable_that_gives_no_limiter_is_refused_at_the_first_load() -> None:
+    wrong: Any = int
+    async with LoaderScope(limiter=wrong) as scope:
+        with pytest.raises(TypeError, match=r"must give an anyio\.CapacityLimiter"):
+            scope.get(Recorder[int, int](int)).load(1)
+
+
+async def test_loaders_that_nobody_can_reach_are_counted_on() -> None:
+    fetch = Recorder[int, int](int)
+    async with LoaderScope() as scope:
+        for key in range(150):
+            await DataLoader(fetch).load(key)
+        assert len(scope.loaders()) < 100
+        assert scope.statistics().keys == 150
+    assert scope.statistics().keys == 150

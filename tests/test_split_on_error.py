@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from anyio.lowlevel import checkpoint
 
-from anyloader import DataLoader, split_on_error
+from anyloader import BatchResultError, DataLoader, split_on_error
 
 pytestmark = pytest.mark.anyio
 
@@ -123,3 +123,15 @@ def test_a_function_that_is_none_is_refused() -> None:
     function: Any = 5
     with pytest.raises(TypeError):
         split_on_error(function, on=Bad)
+
+
+@pytest.mark.parametrize("wrong", [[1], "ab", 7], ids=repr)
+async def test_a_part_with_another_length_fails_the_batch_and_says_so(wrong: Any) -> None:
+    async def fetch(keys: list[int]) -> Any:
+        if len(keys) > 2:
+            raise LookupError
+        return wrong
+
+    async with DataLoader[int, Any](split_on_error(fetch, on=LookupError)) as loader:
+        with pytest.raises(BatchResultError, match="for 2 keys"):
+            await loader.load_many(range(4))

@@ -118,3 +118,41 @@ async def test_a_limiter_of_loaders_and_threads_alike() -> None:
         users_loader = DataLoader(in_thread(users, limiter=limiter))
         with pytest.raises(LoadDeadlockError):
             await DataLoader(posts, limiter=limiter).load(1)
+
+
+def test_what_runs_in_threads_shows_what_it_runs() -> None:
+    def fetch(keys: list[int]) -> list[int]:
+        raise NotImplementedError
+
+    assert repr(in_thread(fetch)).endswith("fetch>")
+
+
+async def test_a_function_that_holds_a_token_may_wait_for_who_needs_none_or_another_one() -> None:
+    """Tokens are out, but not all of those who hold them wait for more."""
+    limiter = anyio.CapacityLimiter(2)
+    begun, gate = anyio.Event(), anyio.Event()
+
+    async def slow(keys: list[int]) -> list[int]:
+        begun.set()
+        await gate.wait()
+        return keys
+
+    async def inner(keys: list[int]) -> list[int]:
+        return keys
+
+    async def outer(keys: list[int]) -> list[int]:
+        handle = inner_loader.load(keys[0])
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(handle.wait)
+            await anyio.lowlevel.checkpoint()
+            gate.set()
+        return [await handle]
+
+    async with LoaderScope():
+        slow_loader = DataLoader(slow, limiter=limiter)
+        outer_loader = DataLoader(outer, limiter=limiter)
+        inner_loader = DataLoader(inner, limiter=limiter)
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(slow_loader.load(1).wait)
+            await begun.wait()
+            assert await outer_loader.load(2) == 2

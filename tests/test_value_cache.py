@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import anyio
@@ -632,3 +633,74 @@ async def test_a_manual_schedule_and_a_limiter_change_nothing() -> None:
         loader.dispatch()
         assert await loads == ["one", "2"]
     assert fetch.calls == [[2]]
+
+
+# --- one cache, one function ---
+
+
+def other(keys: list[int]) -> Any:
+    raise NotImplementedError
+
+
+def bound(keys: list[int], by: int = 0) -> Any:
+    raise NotImplementedError
+
+
+def test_a_cache_of_one_function_is_refused_to_another_one() -> None:
+    store = Store({})
+    DataLoader(other, value_cache=store)
+    DataLoader(other, value_cache=store)
+    with pytest.raises(TypeError, match="serves another batch function already"):
+        DataLoader(bound, value_cache=store)
+    partials = Store({})
+    DataLoader(partial(bound, by=1), value_cache=partials)
+    DataLoader(partial(bound, by=2), value_cache=partials)
+
+
+def test_of_a_cache_that_cannot_be_referred_to_weakly_nothing_is_known() -> None:
+    class Slots:
+        __slots__ = ()
+
+        async def get_many(self, keys: Sequence[Any]) -> Mapping[Any, Any]:
+            raise NotImplementedError
+
+        async def set_many(self, items: Mapping[Any, Any]) -> None:
+            raise NotImplementedError
+
+        async def delete_many(self, keys: Sequence[Any]) -> None:
+            raise NotImplementedError
+
+    store = Slots()
+    for function in (other, bound):
+        DataLoader(function, value_cache=store)
+
+
+async def test_a_key_cleared_again_while_it_is_deleted_is_deleted_again() -> None:
+    class Slow(Store):
+        async def delete_many(self, keys: Sequence[Any]) -> None:
+            deleting.set()
+            await gate.wait()
+            await super().delete_many(keys)
+
+    gate, deleting = anyio.Event(), anyio.Event()
+    store = Slow({1: "old"})
+    async with DataLoader(Recorder(str), value_cache=store) as loader:
+        loader.clear(1)
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(loader.load, 2)
+            await deleting.wait()
+            loader.clear(1)
+            gate.set()
+    assert [call for call in store.calls if call[0] == "delete"] == [("delete", [1])] * 2
+
+
+async def test_in_a_foreign_group_what_was_cleared_is_deleted_at_once() -> None:
+    store = Store({1: "old"})
+    async with anyio.create_task_group() as tg:
+        loader = DataLoader(Recorder(str), value_cache=store, task_group=tg)
+        loader.clear(1)
+        await wait_all_tasks_blocked()
+        assert store.values == {}
+        await loader.load(2)
+    loader.clear(2)  # nobody is left who could
+    assert store.values == {2: "2"}

@@ -120,3 +120,21 @@ def test_both_options_or_neither(options: dict[str, Any]) -> None:
 def test_wrong_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises((TypeError, ValueError), match="weigh"):
         DataLoader(Recorder[str, str](same), **options)
+
+
+@pytest.mark.parametrize(
+    ("weight", "error"),
+    [("heavy", TypeError), (True, TypeError), (-1, ValueError), (float("nan"), ValueError)],
+)
+async def test_what_is_no_weight_refuses_that_load_and_queues_nothing(
+    weight: Any, error: type[Exception]
+) -> None:
+    fetch = Recorder[int, int](int)
+    weigh = {1: 1, 2: weight}.__getitem__
+    async with DataLoader(fetch, max_batch_weight=10, weigh=weigh, name="fetch") as loader:
+        for load in (lambda: loader.load(2), lambda: loader.load_many([1, 2])):
+            with pytest.raises(error, match="weigh of fetch must give a"):
+                load()
+        assert loader.statistics().queued == 0
+        assert await loader.load(1) == 1
+    assert fetch.calls == [[1]]
