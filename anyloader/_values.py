@@ -55,13 +55,14 @@ class ValueCache(Protocol[K, V]):
 
 
 class _Use:
-    """What is known of one value cache: whose values it has, and whether it failed the last time."""
+    """What is known of one value cache: whose values it has, and what failed the last time."""
 
     __slots__ = ("failing", "owner")
 
     def __init__(self, owner: object) -> None:
         self.owner = owner
-        self.failing = False
+        #: The operations of which the last call failed.
+        self.failing: set[str] = set()
 
 
 _uses: WeakKeyDictionary[Any, _Use] = WeakKeyDictionary()
@@ -270,13 +271,13 @@ class SecondLevel:
             result = await call(argument)
         except Exception as exc:
             self._tell(ValueCacheFailed(self._name, batch, operation, exc))
-            if not self._use.failing:
-                self._use.failing = True
+            if operation not in self._use.failing:
+                self._use.failing.add(operation)
                 log_exception(
                     f"the value cache of {self._name} failed in {operation}(): {type(exc).__name__}; "
                     "loads do without it, and no more is said until it works again",
                     exc,
                 )
             return _FAILED
-        self._use.failing = False
+        self._use.failing.discard(operation)
         return result

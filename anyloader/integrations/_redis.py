@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
@@ -46,8 +45,6 @@ WRITE_CHUNK = 100
 
 #: Stands between prefix and name, and in no prefix.
 SEPARATOR = "|"
-
-_log = logging.getLogger("anyloader")
 
 
 # --- names of keys ---
@@ -337,8 +334,6 @@ class BaseRedisValueCache(ABC, Generic[K, V]):
         self._cache_none = cache_none
         # A write that takes too long says nothing of reads; a read that does says it of writes, too.
         self._reads, self._writes = _Door(pause), _Door(pause)
-        #: The operations that have failed since they last succeeded.
-        self._failing: set[str] = set()
 
     @abstractmethod
     async def _get(self, names: Sequence[bytes]) -> Sequence[Any]:
@@ -385,7 +380,6 @@ class BaseRedisValueCache(ABC, Generic[K, V]):
             if stored:
                 await self._try("set_many", self._set, stored)
         if refused is not None:
-            self._tell("store", refused)
             raise TypeError(refused)
 
     async def delete_many(self, keys: Sequence[K]) -> None:
@@ -448,19 +442,11 @@ class BaseRedisValueCache(ABC, Generic[K, V]):
                 self._writes.shut(reason)
             else:  # an answer, if not the one that was hoped for
                 door.open()
-            self._tell(operation, reason)
             raise
         finally:
             door.leave(probing)
         door.open()
-        self._failing.discard(operation)
         return result
-
-    def _tell(self, operation: str, reason: str) -> None:
-        """Log the first failure of a row."""
-        if operation not in self._failing:
-            self._failing.add(operation)
-            _log.warning("RedisValueCache %.100r: %s failed: %s", self._prefix, operation, reason)
 
     def __repr__(self) -> str:
         reason = self._reads.reason or self._writes.reason
