@@ -16,7 +16,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from anyloader import DataLoader, LoaderScope
-from support.postgres import POSTGRES, serve_postgres
+from support.postgres_server import PostgresServer
 
 asyncpg: Any = pytest.importorskip("asyncpg")
 sqlalchemy: Any = pytest.importorskip("sqlalchemy")
@@ -24,7 +24,7 @@ sqlalchemy_asyncio: Any = pytest.importorskip("sqlalchemy.ext.asyncio")
 
 pytestmark = [
     pytest.mark.anyio,
-    pytest.mark.skipif(POSTGRES is None, reason="there is no postgres here"),
+    pytest.mark.skipif(PostgresServer.POSTGRES is None, reason="there is no postgres here"),
     pytest.mark.only_on("asyncio"),
 ]
 
@@ -40,8 +40,10 @@ CONNECTIONS = """
 
 @pytest.fixture(scope="module")
 def dsn() -> Iterator[str]:
-    with serve_postgres() as dsn:
-        yield dsn
+    server = PostgresServer()
+    server.start()
+    yield server.url()
+    server.stop()
 
 
 Fetch = Callable[[list[int]], Awaitable[list[int]]]

@@ -39,8 +39,12 @@ class PostgresServer:
             shutil.chown(self._folder, "nobody")
             self._user = {"user": "nobody", "extra_groups": []}
 
-    def url(self, driver: str) -> str:
-        return f"postgresql+{driver}://postgres@127.0.0.1:{self.port}/postgres"
+    def url(self, driver: str = "") -> str:
+        """
+        :param driver: of SQLAlchemy; without one it is as the drivers themselves take it
+        """
+        scheme = f"postgresql+{driver}" if driver else "postgresql"
+        return f"{scheme}://postgres@127.0.0.1:{self.port}/postgres"
 
     def start(self) -> None:
         assert self.INITDB is not None
@@ -62,7 +66,7 @@ class PostgresServer:
             "fsync": "off",
             "synchronous_commit": "off",
             "full_page_writes": "off",
-            "max_connections": "30",
+            "max_connections": "100",
         }
         log = self._folder / "log"
         with log.open("wb") as output:
