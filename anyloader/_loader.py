@@ -1,5 +1,5 @@
 """
-The inside of a ``DataLoader``: its cache, and the batch that its next key joins.
+The inside of a ``DataLoader``: how a load finds its entry, or the batch that its key joins.
 
 It stands apart from the public class, which users derive from, so that no name in here can meet one of
 theirs. It holds that object by a weak reference only: a loader that nobody has any more is gone at once.
@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from functools import partial
 from typing import Any, Protocol
-from weakref import ref
 
 from ._backend import prove_stack_room
 from ._batch import (
@@ -23,39 +22,21 @@ from ._batch import (
     running_batch,
     settled_handle,
 )
-from ._cache import check_hashable, evict
-from ._dispatcher import Dispatcher, ambient
-from ._errors import LoadCancelledError, LoaderBusyError, LoaderNotOpenError
+from ._cache import check_hashable
+from ._cached import Cached
+from ._errors import LoaderBusyError
 from ._limits import gates_for
 from ._options import Options
 from ._required import not_found, required_maker
-from ._results import article, counted, log_exception, outcome_of
-from ._statistics import Counts, LoaderStatistics
+from ._results import article, counted
+from ._statistics import LoaderStatistics
 from ._threads import thread_limiter
-from ._values import SecondLevel
 from ._weights import make_room, weight_of
 from .hooks import BatchOpened, Hooks, LoadHit, LoadQueued, warn_unbatched, watches
-from .schedules import Manual
 
 __all__ = ("Loader",)
 
-#: ``token`` of a loader that takes no loads as it is; equal to no event loop.
-_CLOSED: Any = object()
-
 _CO_ASYNC_GENERATOR = 0x200
-
-
-def _nowhere() -> object:
-    return None
-
-
-def _finds_nothing(_key: object) -> None:
-    return None
-
-
-def _in_scope(dispatcher: Dispatcher) -> object:
-    """Return the running event loop, but only where the scope of ``dispatcher`` is ambient."""
-    return dispatcher.backend.current() if ambient.get() is dispatcher else None
 
 
 class Claim(Protocol):
@@ -103,7 +84,7 @@ class _Required:
         return new_handle(key, batch, None, self._make), None
 
 
-class Loader:
+class Loader(Cached):
     """
     :param front: the public object
     :param function: the batch function, or ``None`` if it is a method of ``front``
@@ -112,39 +93,22 @@ class Loader:
     """
 
     __slots__ = (
-        "__weakref__",
         "_arguments",
         "_deduplicates",
-        "_defers",
-        "_found_scope",
         "_function",
         "_gates",
         "_is_bounded",
         "_is_indexed",
-        "_keeps_map",
         "_limiters",
         "_most",
         "_open_for_hits",
         "_required",
-        "cache",
-        "counts",
-        "find",
-        "forgets",
-        "front",
         "gives_rows",
         "group_by",
-        "hooks",
         "index_by",
-        "key_of",
-        "name",
         "on_missing",
         "open",
-        "options",
-        "running",
-        "scope",
-        "second_level",
         "streams",
-        "token",
     )
 
     def __init__(
@@ -154,39 +118,24 @@ class Loader:
         options: Options,
         cache_map: MutableMapping[Any, LoadHandle[Any]] | None = None,
     ) -> None:
-        self.front = ref(front)
-        self.options = options
-        self.name = options.name
         self._function = function
         self._arguments: Mapping[str, Any] = {}
-        function = front.batch_load_fn if function is None else function
+        super().__init__(front, type(front) if function is None else function, options, cache_map)
         #: Whether batches are fed by an async generator, as far as one can tell before calling it.
-        self.streams = _is_async_generator_function(function)
-        self.on_missing, self.index_by, self.group_by = (
-            options.on_missing,
-            options.index_by,
-            options.group_by,
+        self.streams = _is_async_generator_function(
+            front.batch_load_fn if function is None else function
         )
+        self.on_missing = options.on_missing
+        self.index_by, self.group_by = options.index_by, options.group_by
         self.gives_rows = self.index_by is not None or self.group_by is not None
         self._most = options.max_batch_size if options.batch else 1
-        self.cache: MutableMapping[Any, LoadHandle[Any]] | None = None
-        if options.cache:
-            self.cache = {} if cache_map is None else cache_map
-        self._keeps_map = cache_map is not None
-        self.forgets = options.cache == "pending"
         #: Whether the open batch is asked for a key that the cache does not have.
         self._deduplicates = options.deduplicate or (self.cache is None and self.streams)
-        #: Makes the key under which a load is looked for, if that is not the load's own.
-        self.key_of = (
-            options.get_cache_key if self.cache is not None or self._deduplicates else None
-        )
-        self._defers = options.defer_hits
+        if self.cache is None and not self._deduplicates:
+            self.key_of = None
         #: Whether something has to be looked at before a key comes in, or noted with it.
         self._is_bounded = self._most is not None or bool(options.weigh or options.max_queue_size)
         self._is_indexed = self.key_of is not None or self._deduplicates
-        self.counts = Counts()
-        own = (*options.hooks, warn_unbatched()) if sys.flags.dev_mode else tuple(options.hooks)
-        self.hooks: Hooks | None = Hooks(own) if own else None
         #: Limiters in the event loop of the loader; found when the first batch needs them.
         self._gates: Any = None
         self._limiters: tuple[Any, ...] = ()
@@ -194,101 +143,12 @@ class Loader:
         #: The batch that the next key joins; and the next deferred hit, if not that one.
         self.open: Batch | None = None
         self._open_for_hits: Batch | None = None
-        #: Where batches run; set once.
-        self.scope: Dispatcher | None = None
-        #: Whether it was found, rather than given, and so has to be ambient at every load.
-        self._found_scope = False
-        # A load is let in without further questions if these two agree.
-        self.running: Callable[[], object] = _nowhere
-        self.token: object = _CLOSED
-        #: Finds what is cached under a key, if a hit needs nothing but to be counted.
-        self.find: Callable[[Any], LoadHandle[Any] | None] = _finds_nothing
-        self.second_level: SecondLevel | None = None
-        if options.value_cache is not None:
-            owner = type(front) if self._function is None else function
-            self.second_level = SecondLevel(options.value_cache, self, owner)
-        self.listen(self.hooks)
-
-    def listen(self, hooks: Hooks | None) -> None:
-        """Tell these from now on."""
-        self.hooks = hooks
-        plain = hooks is None and self.key_of is None and not self._defers
-        self.find = self.cache.get if plain and self.cache is not None else _finds_nothing
-
-    # Where it runs
-
-    def attach(self, scope: Dispatcher) -> None:
-        """Run there, for good."""
-        self.scope = scope
-        if scope.hooks:
-            own = () if self.hooks is None else self.hooks.hooks
-            self.listen(Hooks((*own, *scope.hooks)))
-        scope.attach(self)
-        if self.second_level is not None:
-            self.second_level.attach(scope)
-        for watch in watches.get():
-            watch.add(self)
-
-    @property
-    def is_manual(self) -> bool:
-        return isinstance(self.options.schedule, Manual)
-
-    def bind(self, token: object) -> None:
-        if token is None:
-            self.running, self.token = _nowhere, _CLOSED
-        else:
-            scope: Any = self.scope
-            self.token = token
-            self.running = partial(_in_scope, scope) if self._found_scope else scope.backend.current
+        hooks = (*options.hooks, warn_unbatched()) if sys.flags.dev_mode else tuple(options.hooks)
+        self.listen(Hooks(hooks) if hooks else None)
 
     def bind_arguments(self, arguments: Mapping[str, Any]) -> None:
         """Give these to the batch function, a method, with each call."""
         self._arguments = arguments
-
-    async def enter(self) -> None:
-        if self.scope is not None and (self.scope.entered or self.statistics().loads):
-            raise RuntimeError(
-                f"{self.name} is or was open already; a loader can be entered once, for a new "
-                "request make a new one"
-            )
-        scope = Dispatcher()
-        await scope.enter()
-        self.attach(scope)
-
-    def close(self) -> None:
-        if self.cache is not None and not self._keeps_map:
-            self.cache = {}
-            self.listen(self.hooks)
-
-    def admit(self) -> None:
-        """Let in a load that does not surely come from where the loader is open, or refuse it."""
-        scope = self.scope
-        if scope is None:
-            scope = ambient.get()
-            if scope is None:
-                raise LoaderNotOpenError(
-                    f"{self.name} has nowhere to run: use `async with` on it, give it a task_group, or "
-                    "load inside `async with LoaderScope()`; in a web application LoaderScopeMiddleware "
-                    "opens one for each request, and over a WebSocket each message opens its own"
-                )
-            scope.admit(self)
-            self._found_scope = True
-            self.attach(scope)
-            return
-        if self._found_scope:
-            scope.check_ambient(self.name)
-        scope.admit(self)
-
-    def check_place(self) -> None:
-        """Refuse calls that touch the cache from where no load would be let in."""
-        if self.scope is None:
-            return
-        if self._found_scope and self.running() is not self.token:
-            self.admit()
-        elif self.scope.state != "closed":
-            self.scope.check_thread()
-
-    # Loads
 
     def load(self, key: Any, claim: Claim | None = None) -> LoadHandle[Any]:
         """
@@ -500,7 +360,7 @@ class Loader:
         if not any(found):
             if self._enqueue_all(keys, many):
                 return many
-        elif self.find is not _finds_nothing and all(found) and not any(map(_batch_of, found)):
+        elif self.finds_hits and all(found) and not any(map(_batch_of, found)):
             self.counts.hits += len(found)
             many._handles = found
             return many
@@ -580,74 +440,6 @@ class Loader:
             self._load_each(keys[done:], keys[done:], many)
         return True
 
-    # The cache
-
-    def clear(self, key: Any) -> None:
-        self.check_place()
-        self._clear([key])
-
-    def clear_many(self, keys: Iterable[Any]) -> None:
-        self.check_place()
-        self._clear(list(keys))
-
-    def _clear(self, keys: list[Any]) -> None:
-        if self.cache is None and self.second_level is None:
-            return
-        cache_keys = []
-        try:
-            for key in keys:
-                cache_key = self.cache_key(key)
-                check_hashable(self.name, key, cache_key)
-                cache_keys.append(cache_key)
-                if self.cache is not None:
-                    self.cache.pop(cache_key, None)
-        finally:
-            self._doom(cache_keys)
-
-    def clear_all(self) -> None:
-        self.check_place()
-        self.forget_all()
-
-    def forget_all(self) -> None:
-        if self.cache is not None:
-            self._doom(list(self.cache))
-            self.cache.clear()
-
-    def _doom(self, cache_keys: list[Any]) -> None:
-        if self.second_level is not None and cache_keys:
-            self.second_level.doom(cache_keys)
-
-    def prime(self, key: Any, value: Any, force: bool) -> None:
-        if self.scope is None and ambient.get() is not None:
-            self.admit()  # or what it holds of this scope could reach another one
-        self.check_place()
-        cache = self.cache
-        if cache is None and self.second_level is None:
-            return
-        if key is None:
-            raise TypeError(f"{self.name}.prime() takes a key, not None")
-        cache_key = self.cache_key(key)
-        check_hashable(self.name, key, cache_key)
-        entry = None if cache is None else cache.get(cache_key)
-        if entry is not None and not force:
-            return
-        if force:
-            self._doom([cache_key])
-        outcome = outcome_of(value)
-        if entry is not None and entry._batch is not None and entry._batch.take_out(entry, outcome):
-            if self.forgets and cache is not None:
-                evict(cache, cache_key, entry)
-        elif cache is not None and not self.forgets:
-            cache[cache_key] = settled_handle(key, outcome)
-
-    def peek(self, key: Any) -> LoadHandle[Any] | None:
-        self.check_place()
-        if self.cache is None:
-            return None
-        cache_key = self.cache_key(key)
-        check_hashable(self.name, key, cache_key)
-        return self.cache.get(cache_key)
-
     # What can be seen from outside
 
     def statistics(self) -> LoaderStatistics:
@@ -664,31 +456,6 @@ class Loader:
             f"<{kind} {self.name}: {state}, {counted(now.queued, 'key')} queued, "
             f"{now.running} batches running, {now.cached} cached>"
         )
-
-    # What a batch asks of its loader
-
-    def cache_key(self, key: Any) -> Any:
-        make = self.options.get_cache_key
-        return key if make is None else make(key)
-
-    def keeps_error(self, error: Any) -> bool:
-        keep = self.options.cache_errors
-        if isinstance(keep, bool) or isinstance(error, LoadCancelledError):
-            return keep is True and not isinstance(error, LoadCancelledError)
-        try:
-            return bool(keep(error))
-        except Exception:
-            log_exception(f"cache_errors of {self.name} raised; the error is not cached")
-            return False
-
-    def evict(self, pairs: Iterable[tuple[Any, LoadHandle[Any]]]) -> None:
-        if self.cache is None:
-            return
-        for cache_key, entry in pairs:
-            try:
-                evict(self.cache, cache_key, entry)
-            except Exception:
-                log_exception(f"cache_map of {self.name} raised, and may hold a stale key")
 
     def batch_left(self, batch: Batch) -> None:
         """``batch`` takes no more keys."""

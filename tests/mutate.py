@@ -54,6 +54,8 @@ FIRST = {
     "_deadlock": ["deadlock", "threads_and_deadlocks"],
     "_dispatcher": ["leaving", "leaving_and_waiters", "opening", "errors", "context"],
     "_workers": ["limiter", "seal_at_token", "quiet_scope", "rounds", "foreign_groups"],
+    "_place": ["opening", "scopes", "foreign_groups"],
+    "_cached": ["cache", "prime", "value_cache"],
     "_loader": ["cache", "prime", "defer_hits", "opening", "key_and_entry", "queue_bound"],
     "_dataloader": ["constructor", "subclass_names", "cache"],
     "_options": ["constructor", "subclass_names"],

@@ -30,6 +30,8 @@ LAYERS = [
     {"_streams", "_values", "_required", "_threads"},
     {"_workers"},
     {"_dispatcher"},
+    {"_place"},
+    {"_cached"},
     {"_loader"},
     {"_dataloader"},
     {"_sources"},
