@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from ._errors import LoadDeadlockError
+from ._errors import LoadDeadlockError, show
 from ._results import excerpt
 
 if TYPE_CHECKING:
@@ -130,5 +130,5 @@ def _deadlock(
         f"this await can never end, as it waits for the batch function it is in: {cycle}. "
         "Load what does not depend on this batch, or raise the limiter's tokens"
     )
-    error._with_excerpt(" -> ".join(f"{batch.name} {excerpt(list(batch.keys))}" for batch in path))
+    show(error, " -> ".join(f"{batch.name} {excerpt(list(batch.keys))}" for batch in path))
     return error

@@ -27,12 +27,6 @@ class LoaderError(Exception):
     #: A traceback shows it too, as a note (from Python 3.11 on).
     excerpt: str = ""
 
-    def _with_excerpt(self, excerpt: str) -> LoaderError:
-        self.excerpt = excerpt
-        if hasattr(self, "add_note"):
-            self.add_note(excerpt)  # pyright: ignore[reportAttributeAccessIssue]
-        return self
-
 
 class LoaderNotOpenError(LoaderError, RuntimeError):
     """
@@ -98,3 +92,10 @@ class LoadDeadlockError(LoaderError, RuntimeError):
     Either the load belongs to its own batch or to a batch that waits for it, or the load needs
     the last token of a limiter that one of them holds. The message names the loaders of the cycle.
     """
+
+
+def show(error: LoaderError, excerpt: str) -> None:
+    """Let an error have this as its excerpt."""
+    error.excerpt = excerpt
+    if hasattr(error, "add_note"):
+        error.add_note(excerpt)  # pyright: ignore[reportAttributeAccessIssue]
