@@ -890,9 +890,8 @@ class _Loads:
     def _own(self, many: LoadManyHandle[Any], entries: list[LoadHandle[Any]]) -> None:
         owners: Any = self._owners
         for entry in entries:
-            if entry._batch is self:
-                owners.setdefault(entry, []).append(many)
-                self._left[many] = self._left.get(many, 0) + 1
+            owners.setdefault(entry, []).append(many)
+            self._left[many] = self._left.get(many, 0) + 1
 
     def _disown(self, entry: LoadHandle[Any]) -> None:
         """An entry has settled; a load_many with no other one in here is no load of this any more."""

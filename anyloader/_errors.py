@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import anyio
 
 __all__ = (
@@ -97,5 +99,5 @@ class LoadDeadlockError(LoaderError, RuntimeError):
 def show(error: LoaderError, excerpt: str) -> None:
     """Let an error have this as its excerpt."""
     error.excerpt = excerpt
-    if hasattr(error, "add_note"):
-        error.add_note(excerpt)  # pyright: ignore[reportAttributeAccessIssue]
+    if sys.version_info >= (3, 11):
+        error.add_note(excerpt)
