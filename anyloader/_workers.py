@@ -214,9 +214,8 @@ class Workers:
                 raise
             # It was given to an idle worker just as that was cancelled, and is none of its.
             if self._owns_group and worker.job is not None:
-                self._give(
-                    worker.job, self._counted[0].name if worker.job is _LEAD else worker.job.name
-                )
+                job: Any = worker.job
+                self._give(job, self._counted[0].name if job is _LEAD else job.name)
                 worker.job = None
         finally:
             self._ended(worker)
