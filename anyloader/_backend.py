@@ -283,13 +283,22 @@ def prove_stack_room() -> None:
 
     :raises RecursionError: if the stack ends before
     """
+    # Nearly always this is the end of it. C code takes its share of the limit, too, and has no frames
+    # here: hence a quarter of it.
+    if _is_deep(sys.getrecursionlimit() // 4):
+        _descend(_FRAMES)
+
+
+def _has_frames(depth: int) -> bool:
     try:
-        # Nearly always this is the end of it. C code takes its share of the limit, too, and has no
-        # frames here: hence a quarter of it.
-        sys._getframe(sys.getrecursionlimit() // 4)
+        sys._getframe(depth)
     except ValueError:
-        return
-    _descend(_FRAMES)
+        return False
+    return True
+
+
+#: Tells whether there are so many frames; from Python 3.12 on something can be asked that does not raise.
+_is_deep: Callable[[int], object] = getattr(sys, "_getframemodulename", _has_frames)
 
 
 def _descend(frames: int) -> None:

@@ -302,7 +302,11 @@ class LoadHandle(_Driven[V_co]):
                 if origin is not None:
                     begin_wait(origin, (batch,))
                 waiter: Any = backend.new_waiter()
-                self._enter(batch, waiter)
+                if self._waiters is None:
+                    batch.awaiting += 1
+                    self._waiters = waiter
+                else:
+                    self._enter(batch, waiter)
                 try:
                     if backend.waits_for_futures:
                         # What ``yield from`` a future comes to, but for the iterator that it makes.
@@ -334,7 +338,7 @@ class LoadHandle(_Driven[V_co]):
     def _enter(self, batch: Batch, waiter: Any) -> None:
         waiters = self._waiters
         batch.awaiting += 1
-        if waiters is None:
+        if waiters is None:  # in ``__await__`` it never is
             self._waiters = waiter
         elif not waiters:
             batch.revive(self)
@@ -681,46 +685,72 @@ class BatchRules(ResultRules, Protocol):
     def batch_left(self, batch: Batch, /) -> None: ...
 
 
+#: Stands for no dict; never changed.
+_NONE: Any = {}
+
+
 class _Loads:
     """What is in a batch, and who wants it."""
 
-    # Class attributes are the state that most batches never leave: no slots, but few writes.
+    # Slots, as an attribute that stands on the class too is slow to read.
+    __slots__ = (
+        "_left",
+        "_owners",
+        "_sift_needed",
+        "_waited_on",
+        "awaiting",
+        "cache_keys",
+        "deferred",
+        "entries",
+        "followers",
+        "index",
+        "live",
+        "loaded_from",
+        "manys",
+        "origins",
+        "pulse",
+        "settled",
+        "watchers",
+    )
 
-    live = 0
-    awaiting = 0
-    #: The load_manys that are loads of this batch, with their entries in it.
-    manys: dict[LoadManyHandle[Any], list[LoadHandle[Any]]] = {}  # noqa: RUF012 - replaced, not changed
-    #: Handle -> the load_manys that wait for it to settle before others.
-    watchers: dict[LoadHandle[Any], dict[LoadManyHandle[Any], None]] = {}  # noqa: RUF012 - the same
-    #: Entry -> cache key, where that is not the key itself.
-    cache_keys: dict[LoadHandle[Any], Any] | None = None
-    #: Entry -> other loads of it.
-    followers: dict[LoadHandle[Any], list[LoadHandle[Any]]] | None = None
-    #: Cache key -> entry, where the batch deduplicates or is fed by a stream.
-    index: dict[Any, LoadHandle[Any]] | None = None
-    #: Hits that wait for this batch, with their outcomes. No loads of it.
-    deferred: dict[LoadHandle[Any], Any] | None = None
-    #: The load_manys that wait for a deferred hit, and are no loads of this batch for that.
-    _waited_on: dict[LoadManyHandle[Any], None] = {}  # noqa: RUF012 - replaced, not changed
-    #: The batches whose running functions loaded from this one, and those that its own loaded from.
-    origins: dict[Batch, None] | None = None
-    loaded_from: dict[Batch, None] | None = None
-    #: Whether ``live`` ever went down since it was last looked through for who is not wanted.
-    _sift_needed = False
-    #: How many of the entries have been settled, each by itself, and are still in the list.
-    settled = 0
-    #: Entry -> the load_manys that it is in, and how many entries each of these is waiting for. Made
-    #: when the first entry is settled by itself.
-    _owners: dict[LoadHandle[Any], list[LoadManyHandle[Any]]] | None = None
-    _left: dict[LoadManyHandle[Any], int]
+    def __init__(self, pulse: Any) -> None:
+        #: What hears of each new key: whoever counts rounds.
+        self.pulse = pulse
+        #: Appended to by the loader while OPEN, in one step for each; filtered by ``_sift`` only.
+        self.entries: list[LoadHandle[Any]] = []
+        self.live = self.awaiting = 0
+        #: How many of the entries have been settled, each by itself, and are still in the list.
+        self.settled = 0
+        #: Whether ``live`` ever went down since it was last looked through for who is not wanted.
+        self._sift_needed = False
+        # Empty, and replaced rather than changed, in the batches that need no dict:
+        #: The load_manys that are loads of this batch, with their entries in it.
+        self.manys: dict[LoadManyHandle[Any], list[LoadHandle[Any]]] = _NONE
+        #: Handle -> the load_manys that wait for it to settle before others.
+        self.watchers: dict[LoadHandle[Any], dict[LoadManyHandle[Any], None]] = _NONE
+        #: The load_manys that wait for a deferred hit, and are no loads of this batch for that.
+        self._waited_on: dict[LoadManyHandle[Any], None] = _NONE
+        #: Entry -> cache key, where that is not the key itself.
+        self.cache_keys: dict[LoadHandle[Any], Any] | None = None
+        #: Entry -> other loads of it.
+        self.followers: dict[LoadHandle[Any], list[LoadHandle[Any]]] | None = None
+        #: Cache key -> entry, where the batch deduplicates or is fed by a stream.
+        self.index: dict[Any, LoadHandle[Any]] | None = None
+        #: Hits that wait for this batch, with their outcomes. No loads of it.
+        self.deferred: dict[LoadHandle[Any], Any] | None = None
+        #: The batches whose running functions loaded from this one, and those that its own loaded from.
+        self.origins: dict[Batch, None] | None = None
+        self.loaded_from: dict[Batch, None] | None = None
+        #: Entry -> the load_manys that it is in, and how many entries each of these is waiting for.
+        #: Made when the first entry is settled by itself.
+        self._owners: dict[LoadHandle[Any], list[LoadManyHandle[Any]]] | None = None
+        self._left: dict[LoadManyHandle[Any], int] = _NONE
 
     # Of the batch, see there.
     loader: Any
     state: str
     scope: Any
     backend: Backend
-    pulse: Any
-    entries: list[LoadHandle[Any]]
 
     def cancel_if_there_is_room(self, why: str) -> None:
         raise NotImplementedError
@@ -845,6 +875,7 @@ class _Loads:
                 yield from self.loads_of(follower)
 
     def distinct_keys(self) -> list[Any]:
+        """Return each distinct key once; the other entries of a key follow the first from now on."""
         first: dict[Any, LoadHandle[Any]] = {}
         self.index = first
         keys = []
@@ -926,25 +957,27 @@ class _Loads:
 class Batch(_Loads):
     """See the theory of operation on top of this module."""
 
-    #: One of the four states. Changed only by looking up the next one.
-    state: str = OPEN
-    was_cancelled = False
-    #: Whether a task of its own, or that of its scope's rounds, will see to it.
-    has_task = False
-    #: What to cancel to make the schedule, or the function, let go. Set by the workers.
-    schedule_scope: CancelScope | None = None
-    worker_scope: CancelScope | None = None
-    #: While its task waits for a token.
-    waits_for_token = False
-    #: After so many rounds it leaves; set by the rounds, when they first see it.
-    due: int | None = None
-    #: The weight of its keys.
-    weight: float = 0
-    #: The batches that this one's function awaits now, with how many of its tasks do; and in how many
-    #: functions somebody awaits this one. Changed by ``_deadlock`` only.
-    waits: dict[Batch, int] | None = None
-    awaited_by = 0
-    _number = 0
+    __slots__ = (
+        "_number",
+        "awaited_by",
+        "backend",
+        "due",
+        "front",
+        "function",
+        "gates",
+        "has_task",
+        "loader",
+        "name",
+        "schedule",
+        "schedule_scope",
+        "scope",
+        "state",
+        "waits",
+        "waits_for_token",
+        "was_cancelled",
+        "weight",
+        "worker_scope",
+    )
 
     def __init__(
         self,
@@ -955,6 +988,7 @@ class Batch(_Loads):
         front: object,
         gates: tuple[Gate, ...],
     ) -> None:
+        super().__init__(scope)
         self.loader: Any = loader
         self.name = loader.name
         self.scope = scope
@@ -964,10 +998,23 @@ class Batch(_Loads):
         #: Keeps alive whose methods may be called.
         self.front = front
         self.gates = gates
-        #: What hears of each new key: whoever counts rounds.
-        self.pulse: Any = scope
-        #: Appended to by the loader while OPEN, in one step for each; filtered by ``_sift`` only.
-        self.entries: list[LoadHandle[Any]] = []
+        #: One of the four states. Changed only by looking up the next one.
+        self.state: str = OPEN
+        #: Whether a task of its own, or that of its scope's rounds, will see to it.
+        self.has_task = self.was_cancelled = False
+        #: What to cancel to make the schedule, or the function, let go. Set by the workers.
+        self.schedule_scope: CancelScope | None = None
+        self.worker_scope: CancelScope | None = None
+        #: While its task waits for a token.
+        self.waits_for_token = False
+        #: After so many rounds it leaves; set by the rounds, when they first see it.
+        self.due: int | None = None
+        #: The weight of its keys.
+        self.weight: float = 0
+        #: The batches that this one's function awaits now, with how many of its tasks do; and in how many
+        #: functions somebody awaits this one. Changed by ``_deadlock`` only.
+        self.waits: dict[Batch, int] | None = None
+        self.awaited_by = self._number = 0
 
     @property
     def number(self) -> int:
@@ -1009,12 +1056,13 @@ class Batch(_Loads):
         self.state = end
         if self._sift_needed:
             self._sift()
-        loader.counts.sealed += self.size
+        size = len(self.entries) - self.settled
+        loader.counts.sealed += size
         if self.schedule_scope is not None:
             self.schedule_scope.cancel()
         if loader.hooks is not None:
-            loader.hooks(BatchSealed(self.name, self.number, reason, self.size))
-        if self.state is SEALED and not self.size:  # a hook may have ended it
+            loader.hooks(BatchSealed(self.name, self.number, reason, size))
+        if not size and self.state is SEALED:  # a hook may have ended it
             self._end(_DROP)
 
     def start(self) -> bool:
@@ -1033,14 +1081,11 @@ class Batch(_Loads):
         counts.running += 1
         return True
 
-    def keys_to_send(self, *, distinct: bool) -> list[Any]:
-        """
-        Return the keys for the batch function.
-
-        :param distinct: give each distinct key once; the other entries of a key follow the first
-        """
-        keys = self.distinct_keys() if distinct else [entry._key for entry in self.entries]
-        counts = self.loader.counts
+    def keys_to_send(self) -> list[Any]:
+        """Return the keys for the batch function."""
+        loader = self.loader
+        keys = self.distinct_keys() if loader.streams else [entry._key for entry in self.entries]
+        counts = loader.counts
         counts.batches += 1
         counts.keys += len(keys)
         return keys

@@ -54,6 +54,9 @@ class _NotMade:
         )
 
 
+_NOT_MADE = _NotMade()
+
+
 class _Signature:
     """
     What ``inspect.signature`` sees of a class of loaders.
@@ -166,7 +169,13 @@ class DataLoader(Generic[K, V]):
         __signature__: Any
     else:  # not annotated at run time, as the options are
         #: The one name that is ours on an instance.
-        __anyloader__ = _NotMade()
+        __slots__ = ("__anyloader__", "__dict__", "__weakref__")  # faster to read than others
+
+        def __new__(cls, *_args: object, **_options: object) -> Self:
+            loader = super().__new__(cls)
+            loader.__anyloader__ = _NOT_MADE
+            return loader
+
         __signature__ = _Signature()
 
     # Those that need no option come first: who gives **options of unknown names gets these.
@@ -285,7 +294,8 @@ class DataLoader(Generic[K, V]):
         if batch_load_fn is not None:
             options["batch_load_fn"] = batch_load_fn
         # To be read, like the defaults on the class: from now on nobody asks for them here.
-        self.__dict__.update(options, __anyloader__=loader)
+        self.__dict__.update(options)
+        self.__anyloader__ = loader
         if task_group is not None:
             loader.attach(Dispatcher(task_group))
 
@@ -333,15 +343,20 @@ class DataLoader(Generic[K, V]):
         :raises RecursionError: near the end of the stack; nothing is queued then
         """
         loader: Any = self.__anyloader__
-        # A hit that needs nothing but to be counted: what most loads are.
+        # What most loads are: a hit that needs nothing but to be counted, or a key with nothing to it.
         if loader.running() is loader.token:
             try:
                 entry: LoadHandle[V] | None = loader.find(key)
             except TypeError:
-                entry = None
-            if entry is not None and entry._batch is None:
-                loader.counts.hits += 1
-                return entry
+                pass
+            else:
+                if entry is None:
+                    if loader.is_plain and key is not None:
+                        entry = loader.enqueue(key, key, None)
+                        return entry
+                elif entry._batch is None:
+                    loader.counts.hits += 1
+                    return entry
         handle: LoadHandle[V] = loader.load(key)
         return handle
 

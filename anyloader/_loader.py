@@ -109,6 +109,7 @@ class Loader(Cached):
         "gives_rows",
         "group_by",
         "index_by",
+        "is_plain",
         "on_missing",
         "open",
         "streams",
@@ -143,11 +144,17 @@ class Loader(Cached):
         self._gates: Any = None
         self._limiters: tuple[Any, ...] = ()
         self._required: Any = None
+        #: Whether a key that ``find`` does not find is new, without further questions.
+        self.is_plain = False
         #: The batch that the next key joins; and the next deferred hit, if not that one.
         self.open: Batch | None = None
         self._open_for_hits: Batch | None = None
         hooks = (*options.hooks, warn_unbatched()) if sys.flags.dev_mode else tuple(options.hooks)
         self.listen(Hooks(hooks) if hooks else None)
+
+    def listen(self, hooks: Hooks | None) -> None:
+        super().listen(hooks)
+        self.is_plain = self.finds_hits and not self._deduplicates
 
     def bind_arguments(self, arguments: Mapping[str, Any]) -> None:
         """Give these to the batch function, a method, with each call."""
@@ -174,7 +181,7 @@ class Loader(Cached):
         if entry is None and self._deduplicates:
             entry = self._find_queued(key, cache_key)
         if entry is None:
-            return self._enqueue(key, cache_key, claim)
+            return self.enqueue(key, cache_key, claim)
         return self._reuse(key, entry, claim)
 
     def load_required(self, key: Any) -> LoadHandle[Any]:
@@ -200,10 +207,7 @@ class Loader(Cached):
         if batch is not None:
             batch.scope.check_thread()
             self.counts.shared += 1
-            if claim is None:  # noqa: SIM108 - too long for one line
-                handle = batch.share(entry, new_handle(key, batch))
-            else:
-                handle = claim(batch, entry)
+            handle = claim(batch, entry) if claim else batch.share(entry, new_handle(key, batch))
         elif self._defers:
             handle = self._defer(key, entry, claim)
         else:
@@ -217,9 +221,8 @@ class Loader(Cached):
 
     def _defer(self, key: Any, hit: LoadHandle[Any], claim: Claim | None) -> LoadHandle[Any]:
         batch = self.open
-        if (
-            batch is None or batch.pulse is not batch.scope
-        ):  # it waits for a token, which no hit does
+        # One that waits for a token is nothing for hits, which need none.
+        if batch is None or batch.pulse is not batch.scope:
             batch = self._open_for_hits or self.open_batch()
         self.counts.hits += 1
         handle, many = (
@@ -228,7 +231,7 @@ class Loader(Cached):
         batch.defer(hit, handle, many)
         return handle
 
-    def _enqueue(self, key: Any, cache_key: Any, claim: Claim | None) -> LoadHandle[Any]:
+    def enqueue(self, key: Any, cache_key: Any, claim: Claim | None) -> LoadHandle[Any]:
         """The one way in for a key."""
         batch = (self._make_room(key) if self._is_bounded else self.open) or self.open_batch()
         entry = handle = batch.add(key, None if claim is None else NOBODY)
@@ -380,7 +383,7 @@ class Loader(Cached):
                 if entry is None and self._deduplicates:
                     entry = self._find_queued(key, cache_key)
                 if entry is None:
-                    new.append(entry := self._enqueue(key, cache_key, claim))
+                    new.append(entry := self.enqueue(key, cache_key, claim))
                 else:
                     entry = self._reuse(key, entry, claim)
                 handles.append(entry)
@@ -437,7 +440,7 @@ class Loader(Cached):
         """``batch`` takes no more keys."""
         if self.open is batch:
             self.open = None
-            self.counts.added += batch.added
+            self.counts.added += len(batch.entries)
         elif self._open_for_hits is batch:
             self._open_for_hits = None
 

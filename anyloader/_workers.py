@@ -141,7 +141,8 @@ class Workers:
         if self._idle:
             worker = self._idle.pop()
             worker.job = job
-            self._mark(worker)
+            if job is not _LEAD:
+                job.worker_scope = worker.scope
             self.backend.wake((worker.waiter,))
             return
         worker = self.context.run(_Worker, job)  # its scope asks which library runs
@@ -158,7 +159,8 @@ class Workers:
             raise
         finally:
             self._starting = False
-        self._mark(worker)
+        if job is not _LEAD and worker.job is job:
+            job.worker_scope = worker.scope
         if worker.steps is not None:
             self.backend.after_first_step(partial(self._check_begun, worker))
 
@@ -171,10 +173,6 @@ class Workers:
             worker.steps.close()
             worker.steps = None
             self._ended(worker)
-
-    def _mark(self, worker: _Worker) -> None:
-        if isinstance(worker.job, Batch):
-            worker.job.worker_scope = worker.scope
 
     # The life of a worker
 
@@ -254,7 +252,8 @@ class Workers:
             staying: list[Batch] = []
             for batch in self._counted:
                 if batch.state is _batch.OPEN:
-                    (leaving if self._may_leave(batch, is_quiet) else staying).append(batch)
+                    leaves = (is_quiet and batch.schedule.ends_when_quiet) or self._is_due(batch)
+                    (leaving if leaves else staying).append(batch)
                 elif batch.worker_scope is None and batch.state is _batch.SEALED:
                     leaving.append(batch)  # who sealed it was interrupted before it could be sent
             self._counted = staying
@@ -269,9 +268,7 @@ class Workers:
                 return None
         return _LEAD
 
-    def _may_leave(self, batch: Batch, is_quiet: bool) -> bool:
-        if is_quiet and batch.schedule.ends_when_quiet:
-            return True
+    def _is_due(self, batch: Batch) -> bool:
         if batch.due is None:
             batch.due = self._round + batch.schedule.rounds
         return self._round >= batch.due  # pyright: ignore[reportOperatorIssue]
@@ -395,7 +392,7 @@ class Workers:
             _begin(batch)
         if batch.state is not _batch.RUNNING:
             return
-        keys = batch.keys_to_send(distinct=batch.loader.streams)
+        keys = batch.keys_to_send()
         result = batch.function(keys)
         is_coroutine = type(result) is CoroutineType  # as nearly always, and no look at its class
         if not is_coroutine and isinstance(result, AsyncIterator):

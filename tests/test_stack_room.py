@@ -5,8 +5,11 @@ In a process of its own, as what goes wrong there hangs beyond cancellation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
+from anyloader import _backend
 from support import BACKENDS
 from support.programs import run_program
 
@@ -162,3 +165,12 @@ async def main():
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_load_given_up_deep_in_the_stack_settles(backend: str) -> None:
     assert run_program(GIVING_UP, backend) == "done\n"
+
+
+@pytest.mark.parametrize("is_deep", [_backend._has_frames, _backend._is_deep])
+def test_how_deep_the_stack_is_can_be_told(is_deep: Callable[[int], object]) -> None:
+    def deep(levels: int) -> bool:
+        return deep(levels - 1) if levels else bool(is_deep(500))
+
+    assert not deep(10)
+    assert deep(500)
