@@ -58,7 +58,7 @@ from anyio import TaskCancelled, TaskFailed, TaskNotFinished
 from ._backend import Backend, delegate, prove_stack_room
 from ._deadlock import begin_wait, end_wait
 from ._errors import LoadCancelledError
-from ._results import AWAITS, Failure, ResultRules, aligned, outcome_of
+from ._results import AWAITS, Failure, ResultRules, aligned, outcome_of, traceback_of
 from .hooks import BatchCancelled, BatchFailed, BatchFinished, BatchSealed, Hooks
 
 if TYPE_CHECKING:
@@ -1234,7 +1234,7 @@ class Batch(_Loads):
     def fail(self, error: BaseException) -> None:
         """Give every unsettled load this error, and forget these keys."""
         loader = self.loader
-        self._end(_FAIL, Failure(error, error.__traceback__))
+        self._end(_FAIL, Failure(error, traceback_of(error)))
         if loader.hooks is not None:
             loader.hooks(BatchFailed(self.name, self.number, error))
 

@@ -84,6 +84,13 @@ class Cached(Place):
             self.cache = {}
             self.listen(self.hooks)
 
+    def count_cached(self) -> int:
+        try:
+            return 0 if self.cache is None else len(self.cache)
+        except Exception:
+            log_exception(f"cache_map of {self.name} raised, and cannot be counted")
+            return 0
+
     def clear(self, key: Any) -> None:
         self.check_place()
         self._clear([key])

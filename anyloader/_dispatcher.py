@@ -7,6 +7,7 @@ one, and a loader in somebody else's task group has one that only starts tasks.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from contextvars import Context, ContextVar, copy_context
@@ -135,7 +136,7 @@ class Dispatcher(Workers):
         return self.state is OPEN
 
     def _is_at_rest(self) -> bool:
-        return not self._workers or bool(self._doubtful) or not (self._outstanding or self.storing)
+        return not (self._workers and self._outstanding) or bool(self._doubtful)
 
     # Loaders
 
@@ -326,9 +327,19 @@ class Dispatcher(Workers):
         self._cancel_batches(why, cause)
 
     def _cancel_batches(self, why: str, cause: BaseException | None) -> None:
+        """:raises BaseException: what a hook raised, once all have ended"""
+        errors: list[BaseException] = []
         for batch in list(self._outstanding):
             if not batch.is_done:  # pragma: no branch - a hook may have done anything
-                batch.cancel(why, cause)
+                try:
+                    batch.cancel(why, cause)
+                except BaseException as exc:
+                    errors.append(exc)
+        if errors:
+            try:
+                raise errors[0]
+            finally:
+                errors.clear()  # or the error would hold itself, by its traceback
 
     async def leave(self, exc: BaseException | None) -> None:
         """
@@ -347,7 +358,10 @@ class Dispatcher(Workers):
                 await self._drain()
             except BaseException as exc_:
                 leaving = exc_
-        self._cancel_batches("its scope was left", leaving)
+        try:
+            self._cancel_batches("its scope was left", leaving)
+        except BaseException as exc_:
+            leaving = exc_
         for worker in list(self._workers):
             worker.scope.cancel()
         try:
@@ -396,7 +410,11 @@ class Dispatcher(Workers):
                 self._holding = False
         self._decide()
         while self._outstanding or self.storing:
-            await delegate(park(self.backend, self._changed))
+            # Storing is for others, and they do without it rather than this one wait for long.
+            with anyio.move_on_after(math.inf if self._outstanding else _FAREWELL) as patience:
+                await delegate(park(self.backend, self._changed))
+            if patience.cancelled_caught:
+                break
             while self._doubtful:
                 doubts = dict(self._doubtful)
                 await self._pass_two_rounds()

@@ -352,8 +352,11 @@ class Loader(Cached):
             extend(many, found)
             return many
         if self.options.max_queue_size is not None:
-            new = [key for key, entry in zip(cache_keys, found) if entry is None]
-            check_queue(self, len(new) if self.cache is None else len(set(new)))
+            new: Any = [key for key, entry in zip(cache_keys, found) if entry is None]
+            if self.cache is not None or self._deduplicates:
+                queued = getattr(self.open, "index", None) or {}
+                new = [key for key in set(new) if key not in queued]
+            check_queue(self, len(new))
         if self.options.weigh is not None:
             for key in keys:
                 weight_of(self, key)
@@ -430,11 +433,9 @@ class Loader(Cached):
     # What can be seen from outside
 
     def statistics(self) -> LoaderStatistics:
-        return self.counts.snapshot(
-            0 if self.open is None else self.open.added,
-            0 if self.open is None else self.open.size,
-            0 if self.cache is None else len(self.cache),
-        )
+        batch = self.open
+        added, queued = (0, 0) if batch is None else (batch.added, batch.size)
+        return self.counts.snapshot(added, queued, self.count_cached())
 
     def batch_left(self, batch: Batch) -> None:
         """``batch`` takes no more keys."""

@@ -43,7 +43,7 @@ class ResultRules(Protocol):
 # Outcomes
 
 # An error of the user's may refuse to be changed, or have a ``__getattribute__`` of its own.
-_traceback_of: Any = vars(BaseException)["__traceback__"].__get__
+traceback_of: Any = vars(BaseException)["__traceback__"].__get__
 _context_of: Any = vars(BaseException)["__context__"].__get__
 _set_context: Any = vars(BaseException)["__context__"].__set__
 
@@ -91,7 +91,7 @@ def outcome_of(value: Any) -> Any:
         error = LoadCancelledError("this load was cancelled: its value is a cancellation")
         error.__cause__ = value
         return Failure(error)
-    traceback = tb = _traceback_of(value)
+    traceback = tb = traceback_of(value)
     while tb is not None:
         if tb.tb_frame.f_code in AWAITS:
             traceback = tb.tb_next
@@ -112,7 +112,7 @@ def without_our_frames(error: BaseException) -> TracebackType | None:
     What is left leads into the user's function. It also holds no frame of ours, which would hold the
     batch, which holds the error.
     """
-    tb: TracebackType | None = _traceback_of(error)
+    tb: TracebackType | None = traceback_of(error)
     while tb is not None and tb.tb_frame.f_globals.get("__package__") == __package__:
         tb = tb.tb_next
     return tb

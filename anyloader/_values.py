@@ -243,7 +243,12 @@ class SecondLevel:
             await self._try(batch.number, "set_many", self._cache.set_many, items)
         finally:
             del self._storing[batch]
-        if any(key in self._doomed for key in items):
+            # Cleared meanwhile. A deletion that is under way may have come before these values did.
+            late = [key for key in items if key in self._doomed]
+            if late:
+                self._doomed.update(dict.fromkeys(late, self._clock()))
+                self._delete_soon()
+        if late:
             await self.delete(batch.number)
 
     async def delete(self, batch: int = 0) -> None:

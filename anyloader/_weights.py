@@ -46,6 +46,6 @@ def check_queue(loader: Loader, more: int) -> None:
     queued = loader.counts.sealed + (0 if loader.open is None else loader.open.size)
     if most is not None and queued + more > most:
         raise LoaderBusyError(
-            f"{loader.name} is busy: {counted(queued, 'key')} wait to be sent, and max_queue_size is "
-            f"{most}; try again later"
+            f"{loader.name} is busy: {counted(queued, 'key')} wait to be sent and {more} more cannot, as "
+            f"max_queue_size is {most}; try again later"
         )

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from anyio.abc import TaskGroup
 
@@ -235,6 +236,20 @@ async def test_a_batch_that_has_one_of_its_two_tokens() -> None:
     assert own.borrowed_tokens == shared.borrowed_tokens == 0
 
 
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_hook_that_stops_the_program_at_each_event(fails: bool) -> None:
+    def hook(event: Event) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        async with DataLoader(Recorder[int, str](str), hooks=[hook]) as loader:
+            if fails:
+                loader.load(1)
+            await loader.load(2)
+    with anyio.fail_after(5):  # the scopes of this task are in order
+        await anyio.lowlevel.checkpoint()
+
+
 # --- the cache ---
 
 
@@ -256,6 +271,25 @@ async def test_a_cache_that_refuses_a_key_and_ends_the_scope() -> None:
         scopes.append(scope)
         with pytest.raises((MemoryError, LoaderClosedError)):
             loader.load(2)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_cache_that_cannot_be_counted(fails: bool) -> None:
+    class Cache(dict[Any, Any]):
+        def __len__(self) -> int:
+            raise ZeroDivisionError
+
+    async def body() -> None:
+        async with DataLoader(Recorder[int, str](str), cache_map=Cache()) as loader:
+            assert await loader.load(1) == "1"
+            if fails:
+                raise KeyError
+
+    if fails:
+        with pytest.raises(KeyError):
+            await body()
+    else:
+        await body()
 
 
 async def test_prime_where_nothing_settled_is_kept() -> None:

@@ -145,3 +145,15 @@ def test_a_subclass_can_set_it() -> None:
 
     with pytest.raises(ValueError, match="max_queue_size"):
         Users()
+
+
+@pytest.mark.parametrize("cache", [True, False])
+async def test_equal_keys_of_a_load_many_count_once_where_they_are_sent_once(cache: bool) -> None:
+    options: Any = {"cache": cache, "deduplicate": True, "max_queue_size": 2}
+    async with DataLoader(Recorder[int, str](str), **options) as loader:
+        assert await loader.load_many([1, 1, 1, 2]) == ["1", "1", "1", "2"]
+        queued = loader.load(3)
+        more = loader.load_many([3, 4])
+        with pytest.raises(LoaderBusyError, match="2 keys wait to be sent and 1 more cannot"):
+            loader.load_many([5])
+        assert [await queued, *await more] == ["3", "3", "4"]

@@ -92,11 +92,21 @@ class NoNotes(Exception):
         raise PermissionError
 
 
+class NoTraceback(Exception):
+    @property
+    def __traceback__(self) -> NoReturn:
+        raise PermissionError
+
+    @__traceback__.setter
+    def __traceback__(self, value: object) -> NoReturn:
+        raise PermissionError
+
+
 STRANGE: dict[str, Callable[[], Exception]] = {
     kind.__name__: kind
     for kind in (
         *(Frozen, FrozenSlots, Unhashable, NoAttributes, SaysInterrupt, SaysCancelled, SaysText),
-        *(NoComparison, NoText, NoNotes),
+        *(NoComparison, NoText, NoNotes, NoTraceback),
     )
 }
 
