@@ -143,10 +143,12 @@ class Cached(Place):
         if force:
             self._doom([cache_key])
         outcome = outcome_of(value)
-        if entry is not None and (batch := batch_of(entry)) and batch.take_out(entry, outcome):
-            if self.forgets and cache is not None:
+        batch = None if entry is None else batch_of(entry)
+        taken = entry is not None and batch is not None and batch.take_out(entry, outcome)
+        if cache is not None and self.forgets:
+            if entry is not None:  # which may be of a function that has read what was there before
                 evict(cache, cache_key, entry)
-        elif cache is not None and not self.forgets:
+        elif cache is not None and not taken:
             cache[cache_key] = settled_handle(key, outcome)
 
     def peek(self, key: Any) -> LoadHandle[Any] | None:

@@ -173,3 +173,16 @@ async def test_a_forced_prime_answers_who_waits_and_is_forgotten() -> None:
         assert loader.peek(1) is None
         assert await loader.load(1) == 1
     assert fetch.calls == [[1]]
+
+
+async def test_a_value_forced_while_a_batch_runs_ends_the_sharing_of_what_that_has_read() -> None:
+    gate = anyio.Event()
+    fetch = Recorder[int, int](same, gate=gate)
+    async with DataLoader(fetch, cache="pending") as loader:
+        old = loader.load(1)
+        await wait_all_tasks_blocked()
+        loader.prime(1, 2, force=True)
+        new = loader.load(1)
+        gate.set()
+        assert [await old, await new] == [1, 1]
+    assert fetch.calls == [[1], [1]]
