@@ -959,6 +959,7 @@ class Batch(_Loads):
 
     __slots__ = (
         "_number",
+        "_sealed",
         "awaited_by",
         "backend",
         "due",
@@ -1015,6 +1016,8 @@ class Batch(_Loads):
         #: functions somebody awaits this one. Changed by ``_deadlock`` only.
         self.waits: dict[Batch, int] | None = None
         self.awaited_by = self._number = 0
+        #: How many of its keys are counted as sealed by the loader.
+        self._sealed = 0
 
     @property
     def number(self) -> int:
@@ -1056,8 +1059,10 @@ class Batch(_Loads):
         self.state = end
         if self._sift_needed:
             self._sift()
+            if self.state is not SEALED:  # evicting runs code of the user's
+                return
         size = len(self.entries) - self.settled
-        loader.counts.sealed += size
+        self._count_sealed(size)
         if self.schedule_scope is not None:
             self.schedule_scope.cancel()
         if loader.hooks is not None:
@@ -1068,18 +1073,22 @@ class Batch(_Loads):
     def start(self) -> bool:
         """Let the function be called, unless nobody wants any of it any more."""
         if self._sift_needed:  # given up, or primed, while it waited for a token
-            self.loader.counts.sealed -= self.size
             self._sift()
-            self.loader.counts.sealed += self.size
+            if self.state is not SEALED:
+                return False
             if not self.entries:
-                if self.state is SEALED:  # evicting runs code of the user's
-                    self._end(_DROP)
+                self._end(_DROP)
                 return False
         self.state = _START[self.state]
-        counts = self.loader.counts
-        counts.sealed -= len(self.entries)
-        counts.running += 1
+        self._count_sealed(0)
+        self.loader.counts.running += 1
         return True
+
+    def _count_sealed(self, keys: int) -> None:
+        """So many keys of this batch are sealed and wait to be sent."""
+        if keys != self._sealed:
+            self.loader.counts.sealed += keys - self._sealed
+            self._sealed = keys
 
     def keys_to_send(self) -> list[Any]:
         """Return the keys for the batch function."""
@@ -1107,8 +1116,9 @@ class Batch(_Loads):
             error = LoadCancelledError(f"a load of {self.name} was given up before it was sent")
             self.loader.evict(self._cached(unwanted))
             self.settle_some((entry, Failure(error)) for entry in unwanted)
-        self.entries = kept
-        self.settled = 0
+        if self.state is not DONE:
+            self.entries = kept
+            self.settled = 0
 
     def _cached(self, entries: Iterable[LoadHandle[Any]]) -> Iterator[tuple[Any, LoadHandle[Any]]]:
         """Return entries with their cache keys."""
@@ -1193,7 +1203,7 @@ class Batch(_Loads):
         self.settle_some([(entry, outcome)])
         self._sift_needed = True
         if self.state is SEALED:
-            self.loader.counts.sealed -= 1
+            self._count_sealed(self.size)
             if not self.live:
                 self.cancel("all its loads were given up or answered otherwise", None)
         return True
@@ -1262,8 +1272,7 @@ class Batch(_Loads):
         """Be done; with a failure for all that is left."""
         was, self.state = self.state, move[self.state]
         loader = self.loader
-        if was is SEALED:
-            loader.counts.sealed -= self.size
+        self._count_sealed(0)
         if self.waits_for_token and self.worker_scope is not None:
             self.was_cancelled = True
             self.worker_scope.cancel()

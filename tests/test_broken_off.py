@@ -292,6 +292,42 @@ async def test_a_cache_that_cannot_be_counted(fails: bool) -> None:
         await body()
 
 
+@pytest.mark.parametrize("when", ["sealed", "sent"])
+async def test_a_cache_that_ends_the_scope_as_a_key_is_dropped(when: str) -> None:
+    class Cache(dict[Any, Any]):
+        armed = False
+
+        def get(self, key: object, default: object = None) -> Any:
+            if self.armed:
+                scope.cancel("enough")
+            return super().get(key, default)
+
+    cache, limiter = Cache(), anyio.CapacityLimiter(1)
+    options: Any = {"cache_map": cache, "limiter": limiter, "schedule": schedules.manual()}
+    async with LoaderScope() as scope, limiter:
+        loader = DataLoader(Recorder[int, str](str), **options)
+        wanted = loader.load(2)
+        if when == "sent":
+            dropped = loader.load(1)
+            loader.dispatch()
+        else:
+            dropped = loader.load(1)
+        with anyio.CancelScope() as given_up:
+            async with anyio.create_task_group() as tg:
+                tg.start_soon(dropped.wait)
+                await wait_all_tasks_blocked()
+                given_up.cancel()
+        cache.armed = True
+        if when == "sealed":
+            loader.dispatch()
+        limiter.release()
+        with pytest.raises(LoadCancelledError):
+            await wanted
+        await limiter.acquire()
+        now = loader.statistics()
+        assert (now.queued, now.running) == (0, 0)
+
+
 async def test_prime_where_nothing_settled_is_kept() -> None:
     fetch = Recorder[int, str](str)
     async with DataLoader(fetch, cache="pending") as loader:
