@@ -642,7 +642,7 @@ def batches_of(load: LoadHandle[Any] | LoadManyHandle[Any]) -> tuple[Batch, ...]
 
 
 def is_pending(load: LoadHandle[Any] | LoadManyHandle[Any]) -> bool:
-    return load._is_pending
+    return load._batch is not None if type(load) is LoadHandle else load._is_pending
 
 
 def park(

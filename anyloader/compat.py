@@ -16,9 +16,10 @@ from collections.abc import Awaitable, Callable, Generator, Iterable, MutableMap
 from contextvars import Context, copy_context
 from typing import Any, Generic, TypeVar
 
-from ._batch import LoadHandle, LoadManyHandle, Parked, batches_of, is_pending, park
+from ._batch import LoadHandle, LoadManyHandle, Parked, batches_of, is_pending, outcome_in, park
 from ._dataloader import DataLoader as _DataLoader
 from ._options import default_name
+from ._results import Failure
 
 __all__ = ("DataLoader", "LoadFuture")
 
@@ -45,6 +46,7 @@ class LoadFuture(Generic[T]):
         "_callbacks",
         "_cancel_message",
         "_cancelled",
+        "_done",
         "_error",
         "_handle",
         "_parked",
@@ -58,6 +60,8 @@ class LoadFuture(Generic[T]):
         self._handle: Any = handle
         self._callbacks: list[tuple[Callable[[LoadFuture[T]], object], Context]] = []
         self._cancelled = False
+        #: Whether it is known to be done, which it is for good.
+        self._done = False
         self._cancel_message: object = None
         #: The tasks that await this.
         self._waiters: dict[Any, None] = {}
@@ -98,7 +102,9 @@ class LoadFuture(Generic[T]):
 
     def done(self) -> bool:
         """Whether the load has settled, or this was cancelled."""
-        return self._cancelled or self._error is not None or not is_pending(self._handle)
+        if not self._done:  # asked ten times by each gather
+            self._done = self._error is not None or not is_pending(self._handle)
+        return self._done
 
     def cancelled(self) -> bool:
         """Whether :meth:`cancel` was called in time."""
@@ -115,11 +121,14 @@ class LoadFuture(Generic[T]):
             raise asyncio.InvalidStateError("Result is not set.")
         if self._error is not None:
             raise self._error
+        if self._has_value():
+            value: T = outcome_in(self._handle)
+            return value
         outcome = self.__await__()
         try:
             outcome.send(None)
         except StopIteration as stop:
-            value: T = stop.value
+            value = stop.value
             return value
         raise AssertionError("a settled load does not wait")  # pragma: no cover
 
@@ -132,11 +141,20 @@ class LoadFuture(Generic[T]):
         """
         if self._cancelled or not self.done():
             self.result()
+        if self._has_value():
+            return None
         try:
             self.result()
         except Exception as exc:
             return exc
         return None
+
+    def _has_value(self) -> bool:
+        """Of what is done: whether it is one load and has a value, as nearly all do."""
+        handle = self._handle
+        if self._cancelled or self._error is not None or type(handle) is not LoadHandle:
+            return False
+        return type(outcome_in(handle)) is not Failure
 
     def cancel(self, msg: object = None) -> bool:
         """Give this up; return whether there was anything to give up."""
@@ -144,7 +162,7 @@ class LoadFuture(Generic[T]):
             return False
         self._park()  # only who has waited can give up
         self._leave()
-        self._cancelled = True
+        self._cancelled = self._done = True
         self._cancel_message = msg
         self._call_back()
         return True

@@ -27,7 +27,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.list:
         for row in ROWS:
-            print(f"{row.name:16} {row.title} ({row.promise})")
+            print(f"{row.name:16} {row.title}")
         return
     unknown = set(options.only or ()) - {row.name for row in ROWS}
     if unknown:

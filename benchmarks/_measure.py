@@ -50,8 +50,8 @@ class Row:
 
     name: str
     title: str
-    #: What the ratio must reach; or, where it says ours / theirs, must not exceed.
-    target: float
+    #: What the ratio must reach, perhaps by rival; or, where it says ours / theirs, must not exceed.
+    target: float | dict[str, float]
     at_most: bool
     #: Of the costs; those of time are measured in seconds.
     unit: str
@@ -62,9 +62,11 @@ class Row:
         """Costs are shown multiplied by this."""
         return {"us": 1e6, "ms": 1e3}.get(self.unit, 1)
 
-    @property
-    def promise(self) -> str:
-        return f"{'<=' if self.at_most else '>='} {self.target:g}"
+    def target_of(self, over: str) -> float:
+        return self.target[over] if isinstance(self.target, dict) else self.target
+
+    def promise(self, over: str) -> str:
+        return f"{'<=' if self.at_most else '>='} {self.target_of(over):g}"
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Result:
     cost_under: float
     ratio: float
     quartiles: tuple[float, float]
+    target: float
     met: bool
 
 
@@ -114,6 +117,7 @@ def _take_turns(contenders: dict[str, Sample], rounds: int) -> dict[str, list[fl
 def _compare(row: Row, where: str, costs: dict[str, list[float]], over: str, under: str) -> Result:
     ratios = [a / b for a, b in zip(costs[over], costs[under])]
     ratio = median(ratios)
+    target = row.target_of(over)
     first, _, third = quantiles(ratios, method="inclusive") if len(ratios) > 1 else ratios * 3
     return Result(
         row=row.name,
@@ -125,5 +129,6 @@ def _compare(row: Row, where: str, costs: dict[str, list[float]], over: str, und
         cost_under=median(costs[under]),
         ratio=ratio,
         quartiles=(first, third),
-        met=ratio <= row.target if row.at_most else ratio >= row.target,
+        target=target,
+        met=ratio <= target if row.at_most else ratio >= target,
     )

@@ -29,7 +29,7 @@ def line(row: Row, result: Result) -> str:
     costs = f"{result.cost_over * row.scale:.3g} / {result.cost_under * row.scale:.3g} {row.unit}"
     return (
         f"{row.title:42} {result.where:8} {result.over + ' / ' + result.under:46} "
-        f"{result.ratio:7.2f} {f'{first:.2f}-{third:.2f}':>13}  {row.promise:8} "
+        f"{result.ratio:7.2f} {f'{first:.2f}-{third:.2f}':>13}  {row.promise(result.over):8} "
         f"{'yes' if result.met else 'NO':3}  {costs}"
     )
 
@@ -60,7 +60,7 @@ def plot(rows: dict[str, Row], results: list[Result]) -> str:
     left, width, height, most = 520, 400, 18, 8.0
 
     def x(ratio: float, row: Row) -> float:
-        margin = row.target / ratio if row.at_most else ratio / row.target
+        margin = result.target / ratio if row.at_most else ratio / result.target
         place = math.log(min(max(margin, 1 / most), most)) / math.log(most)
         return left + width * (1 + place) / 2
 
@@ -83,7 +83,7 @@ def plot(rows: dict[str, Row], results: list[Result]) -> str:
         y = 40 + height * number
         colour = "seagreen" if result.met else "firebrick"
         ends = sorted(x(ratio, row) for ratio in result.quartiles)
-        text = f"{row.title}, {result.where}: {result.over} / {result.under}, {row.promise}"
+        text = f"{row.title}, {result.where}: {result.over} / {result.under}, {row.promise(result.over)}"
         parts.append(
             f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{escape(text)}</text>'
             f'<path d="M{ends[0]:.1f} {y}H{ends[1]:.1f}" stroke="{colour}" stroke-width="5" '

@@ -1,7 +1,7 @@
 """
 anyloader as it would be had it no hooks, to show what they cost where none is given.
 
-The package is loaded a second time, under another name, with every ``if ..._hooks is not None:``
+The package is loaded a second time, under another name, with every ``if ...hooks is not None:``
 and every look for a watching block cut out of its source.
 """
 
@@ -45,6 +45,7 @@ class _Finder(MetaPathFinder, Loader):
             return None
         file = _HOME / f"{name or '__init__'}.py"
         spec = ModuleSpec(fullname, self, origin=str(file), is_package=not name)
+        spec.has_location = True
         return spec if file.exists() else None
 
     def exec_module(self, module: ModuleType) -> None:
@@ -62,11 +63,12 @@ class _Cut(ast.NodeTransformer):
 
     def visit_If(self, node: ast.If) -> Any:
         self.generic_visit(node)
-        return self._cut(node, ast.unparse(node.test).endswith("._hooks is not None"))
+        is_look = isinstance(node.test, ast.Compare)
+        return self._cut(node, is_look and ast.unparse(node.test).endswith("hooks is not None"))
 
     def visit_For(self, node: ast.For) -> Any:
         self.generic_visit(node)
-        return self._cut(node, ast.unparse(node.iter) in ("watches.get()", "_watches()"))
+        return self._cut(node, ast.unparse(node.iter) == "watches.get()")
 
     def _cut(self, node: ast.If | ast.For, fits: bool) -> Any:
         self.cuts += fits

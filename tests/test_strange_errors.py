@@ -93,13 +93,10 @@ class NoNotes(Exception):
 
 
 class NoTraceback(Exception):
-    @property
-    def __traceback__(self) -> NoReturn:
-        raise PermissionError
-
-    @__traceback__.setter
-    def __traceback__(self, value: object) -> NoReturn:
-        raise PermissionError
+    def __getattribute__(self, name: str) -> Any:
+        if name == "__traceback__":
+            raise PermissionError
+        return super().__getattribute__(name)
 
 
 STRANGE: dict[str, Callable[[], Exception]] = {
