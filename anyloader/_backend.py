@@ -266,10 +266,9 @@ def park(backend: Backend, waiters: Waiters) -> Generator[Any, Any, None]:
 
 def wake_all(backend: Backend, waiters: Waiters) -> None:
     """Wake all of ``waiters``, who are its members no more."""
-    if waiters:
-        woken = list(waiters)
-        waiters.clear()
-        backend.wake(woken)
+    woken = list(waiters)
+    waiters.clear()
+    backend.wake(woken)
 
 
 # Waking a task goes through Python code of asyncio: ``call_soon``, what that calls, and in debug mode

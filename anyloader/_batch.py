@@ -78,9 +78,16 @@ __all__ = (
     "LoadHandle",
     "LoadManyHandle",
     "Parked",
+    "batch_of",
+    "batches_of",
+    "extend",
+    "is_pending",
     "new_handle",
+    "outcome_in",
+    "park",
     "running_batch",
     "settled_handle",
+    "withdraw",
 )
 
 V = TypeVar("V")
@@ -402,8 +409,10 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
         "_waiters",
     )
 
-    def __init__(self, return_exceptions: bool) -> None:
-        # Filled by the loader.
+    def __init__(
+        self, return_exceptions: bool, required: Callable[[Any], Exception] | None = None
+    ) -> None:
+        # Filled by ``extend``.
         self._handles: list[LoadHandle[V]] = []
         #: The batches that have to settle some of the handles. In each of them this is one load.
         self._batches: dict[Batch, None] = {}
@@ -411,7 +420,7 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
         self._next = 0
         self._return_exceptions = return_exceptions
         #: Makes the error of a key whose value is ``None``, where that is one.
-        self._required: Callable[[Any], Exception] | None = None
+        self._required = required
         #: See the table on top of the module.
         self._waiters: dict[Any, None] | None = None
 
@@ -608,6 +617,53 @@ def settled_handle(key: Any, value: Any, make: Any = _bare_handle) -> LoadHandle
     return handle
 
 
+# What else the package asks of handles, whose users shall not see it on them
+
+
+def batch_of(handle: LoadHandle[Any]) -> Batch | None:
+    """Return the batch that will settle it; ``None`` if it has settled."""
+    return handle._batch
+
+
+def outcome_in(handle: LoadHandle[Any]) -> Any:
+    """Return the value of a settled handle, or its failure."""
+    return handle._value
+
+
+def batches_of(load: LoadHandle[Any] | LoadManyHandle[Any]) -> tuple[Batch, ...]:
+    """Return the batches that have to settle a load first."""
+    if isinstance(load, LoadManyHandle):
+        return tuple(load._batches)
+    return () if load._batch is None else (load._batch,)
+
+
+def is_pending(load: LoadHandle[Any] | LoadManyHandle[Any]) -> bool:
+    return load._is_pending
+
+
+def park(
+    load: LoadHandle[Any] | LoadManyHandle[Any], waiter: Callable[[], object]
+) -> Parked | None:
+    """
+    Call ``waiter`` when ``load`` settles; ``None`` if it has settled already.
+
+    :raises LoadDeadlockError: and whatever else awaiting it may raise
+    """
+    return load._park(waiter)
+
+
+def extend(many: LoadManyHandle[Any], handles: list[LoadHandle[Any]]) -> None:
+    """Let a load_many that nobody has yet be of these, too."""
+    many._handles += handles
+
+
+def withdraw(many: LoadManyHandle[Any]) -> None:
+    """Nobody will ever have this load_many."""
+    many._waiters = {}
+    for batch in list(many._batches):
+        batch.give_up(many)
+
+
 class BatchRules(ResultRules, Protocol):
     """What a batch asks of its loader."""
 
@@ -625,25 +681,13 @@ class BatchRules(ResultRules, Protocol):
     def batch_left(self, batch: Batch, /) -> None: ...
 
 
-class Batch:
-    """See the theory of operation on top of this module."""
+class _Loads:
+    """What is in a batch, and who wants it."""
 
     # Class attributes are the state that most batches never leave: no slots, but few writes.
 
-    #: One of the four states. Changed only by looking up the next one.
-    state: str = OPEN
     live = 0
     awaiting = 0
-    was_cancelled = False
-    #: Whether a task of its own, or that of its scope's rounds, will see to it.
-    has_task = False
-    #: What to cancel to make the schedule, or the function, let go. Set by the workers.
-    schedule_scope: CancelScope | None = None
-    worker_scope: CancelScope | None = None
-    #: While its task waits for a token.
-    waits_for_token = False
-    #: After so many rounds it leaves; set by the rounds, when they first see it.
-    due: int | None = None
     #: The load_manys that are loads of this batch, with their entries in it.
     manys: dict[LoadManyHandle[Any], list[LoadHandle[Any]]] = {}  # noqa: RUF012 - replaced, not changed
     #: Handle -> the load_manys that wait for it to settle before others.
@@ -658,15 +702,9 @@ class Batch:
     deferred: dict[LoadHandle[Any], Any] | None = None
     #: The load_manys that wait for a deferred hit, and are no loads of this batch for that.
     _waited_on: dict[LoadManyHandle[Any], None] = {}  # noqa: RUF012 - replaced, not changed
-    #: The weight of its keys.
-    weight: float = 0
     #: The batches whose running functions loaded from this one, and those that its own loaded from.
     origins: dict[Batch, None] | None = None
     loaded_from: dict[Batch, None] | None = None
-    #: The batches that this one's function awaits now, with how many of its tasks do; and in how many
-    #: functions somebody awaits this one. Changed by ``_deadlock`` only.
-    waits: dict[Batch, int] | None = None
-    awaited_by = 0
     #: Whether ``live`` ever went down since it was last looked through for who is not wanted.
     _sift_needed = False
     #: How many of the entries have been settled, each by itself, and are still in the list.
@@ -675,6 +713,237 @@ class Batch:
     #: when the first entry is settled by itself.
     _owners: dict[LoadHandle[Any], list[LoadManyHandle[Any]]] | None = None
     _left: dict[LoadManyHandle[Any], int]
+
+    # Of the batch, see there.
+    loader: Any
+    state: str
+    scope: Any
+    backend: Backend
+    pulse: Any
+    entries: list[LoadHandle[Any]]
+
+    def cancel_if_there_is_room(self, why: str) -> None:
+        raise NotImplementedError
+
+    @property
+    def keys(self) -> tuple[Any, ...]:
+        return tuple(entry._key for entry in self.entries if entry._batch is self)
+
+    @property
+    def size(self) -> int:
+        return len(self.entries) - self.settled
+
+    @property
+    def added(self) -> int:
+        return len(self.entries)  # nothing leaves the list while the batch is open
+
+    # Loads come in
+
+    def add(self, key: Any, waiters: Any = None) -> LoadHandle[Any]:
+        """
+        Return the entry of a new key, which is in the batch from then on.
+
+        :param waiters: ``None`` if the entry is a load, ``NOBODY`` if a load_many brings it
+        """
+        entry: Any = _bare_handle()
+        entry._key = key
+        entry._batch = self
+        entry._waiters = waiters
+        # In an order in which no interruption makes a batch that hangs: one load too many is counted
+        # at worst.
+        if waiters is None:
+            self.live += 1
+        self.entries.append(entry)
+        self.pulse.news += 1
+        return entry  # type: ignore[no-any-return]
+
+    def add_all(self, entries: list[Any], many: LoadManyHandle[Any]) -> None:
+        """Take the entries of many new keys, which a load_many brings."""
+        for entry in entries:
+            entry._batch = self
+        self.join(many, entries)
+        self.entries += entries
+        self.pulse.news += 1
+
+    def share(self, entry: LoadHandle[Any], follower: LoadHandle[Any]) -> LoadHandle[Any]:
+        """Let ``follower`` be one more load of a pending entry."""
+        if self.followers is None:
+            self.followers = {}
+        self.followers.setdefault(entry, []).append(follower)
+        self.live += 1
+        self.note_origin()
+        return follower
+
+    def defer(self, hit: LoadHandle[Any], handle: LoadHandle[Any], many: Any) -> None:
+        """
+        Let ``handle`` settle as ``hit`` did, but not before this batch does.
+
+        :param many: the load_many that it is of, or ``None``
+        """
+        if self.deferred is None:
+            self.deferred = {}
+        self.deferred[handle] = hit._value
+        if many is not None:
+            many._batches[self] = None
+            if not self._waited_on:
+                self._waited_on = {}
+            self._waited_on[many] = None
+
+    def join(self, many: Any, entries: list[LoadHandle[Any]]) -> None:
+        """Count ``many`` as one load of this batch, and these entries as wanted by it."""
+        known = self.manys.get(many)
+        if known is None:
+            if not self.manys:
+                self.manys = {}
+            self.manys[many] = entries
+            many._batches[self] = None
+            self.live += 1
+            self.note_origin()
+        else:
+            known += entries
+        if self._owners is not None:
+            self._own(many, entries)
+
+    def note_origin(self) -> None:
+        """Remember it if the load comes from a batch function."""
+        origin: Any = running_batch.get()
+        if origin is not None and origin is not self and origin.state is not DONE:
+            if self.origins is None:
+                self.origins = {}
+            self.origins[origin] = None
+            if origin.loaded_from is None:
+                origin.loaded_from = {}
+            origin.loaded_from[self] = None
+
+    # Loads change their minds
+
+    def give_up(self, load: LoadHandle[Any] | LoadManyHandle[Any]) -> None:
+        """A load that was wanted is not any more: every await of it was cancelled."""
+        if self._is_load(load):
+            self.live -= 1
+            self._sift_needed = True
+            if not self.live and self.state is not OPEN:
+                self.cancel_if_there_is_room("all its loads were given up")
+        self.scope.reconsider(self)
+
+    def revive(self, load: LoadHandle[Any] | LoadManyHandle[Any]) -> None:
+        """A load that was given up is awaited again."""
+        if self._is_load(load):
+            self.live += 1
+
+    def _is_load(self, load: LoadHandle[Any] | LoadManyHandle[Any]) -> bool:
+        if isinstance(load, LoadManyHandle):
+            return load in self.manys
+        return self.deferred is None or load not in self.deferred
+
+    def loads_of(self, entry: LoadHandle[Any]) -> Iterator[LoadHandle[Any]]:
+        """Return an entry, and all that settles with it."""
+        yield entry
+        if self.followers is not None:
+            for follower in self.followers.get(entry, ()):
+                # In a stream, a follower may be an entry that has followers: see ``distinct_keys``.
+                yield from self.loads_of(follower)
+
+    def distinct_keys(self) -> list[Any]:
+        first: dict[Any, LoadHandle[Any]] = {}
+        self.index = first
+        keys = []
+        for entry in self.entries:
+            cache_key = self.loader.cache_key(entry._key)
+            if cache_key in first:
+                if self.followers is None:
+                    self.followers = {}
+                self.followers.setdefault(first[cache_key], []).append(entry)
+            else:
+                first[cache_key] = entry
+                keys.append(entry._key)
+        return keys
+
+    # Loads settle
+
+    def settle_some(self, outcomes: Iterable[tuple[LoadHandle[Any], Any]]) -> None:
+        """Settle some entries, or deferred hits, by themselves; others remain."""
+        if self._owners is None and self.manys:
+            self._owners, self._left = {}, {}
+            for many, entries in self.manys.items():
+                self._own(many, entries)
+        waiting: list[Any] = []
+        told: dict[LoadManyHandle[Any], None] = {}
+        for entry, outcome in outcomes:
+            is_load = self._is_load(entry)
+            for load in self.loads_of(entry):
+                if load._batch is None:
+                    continue  # in a stream, an entry that is a follower too comes twice
+                if is_load and load._is_wanted:
+                    self.live -= 1
+                told.update(self.watchers.pop(load, ()))
+                self.awaiting -= load._waiter_count()
+                waiting.extend(load._settle(outcome))
+            self.settled += is_load
+            self._disown(entry)
+        if waiting:
+            self.backend.wake(waiting)
+        for many in told:
+            many._progress(self.backend)
+        self.scope.doubt(self)
+
+    def _own(self, many: LoadManyHandle[Any], entries: list[LoadHandle[Any]]) -> None:
+        owners: Any = self._owners
+        for entry in entries:
+            owners.setdefault(entry, []).append(many)
+            self._left[many] = self._left.get(many, 0) + 1
+
+    def _disown(self, entry: LoadHandle[Any]) -> None:
+        """An entry has settled; a load_many with no other one in here is no load of this any more."""
+        for many in () if self._owners is None else self._owners.pop(entry, ()):
+            self._left[many] -= 1
+            if not self._left[many]:
+                del self._left[many], self.manys[many]
+                self.live -= many._is_wanted
+                if many not in self._waited_on:
+                    self._part(many)
+
+    def _part(self, many: Any) -> None:
+        """A load_many waits for nothing in here any more."""
+        self.awaiting -= bool(many._waiters)
+        many._batches.pop(self, None)
+
+    def settle_deferred(self) -> None:
+        """Let the hits go that waited for this batch."""
+        deferred, self.deferred = self.deferred or {}, None
+        for hit, outcome in deferred.items():
+            self.awaiting -= hit._waiter_count()
+            self.backend.wake(hit._settle(outcome))
+        waited_on, self._waited_on = self._waited_on, {}
+        for many in waited_on:
+            if many not in self.manys:
+                self._part(many)
+        for many in (*waited_on, *self.manys):
+            many._progress(self.backend)
+        self.scope.doubt(self)
+
+
+class Batch(_Loads):
+    """See the theory of operation on top of this module."""
+
+    #: One of the four states. Changed only by looking up the next one.
+    state: str = OPEN
+    was_cancelled = False
+    #: Whether a task of its own, or that of its scope's rounds, will see to it.
+    has_task = False
+    #: What to cancel to make the schedule, or the function, let go. Set by the workers.
+    schedule_scope: CancelScope | None = None
+    worker_scope: CancelScope | None = None
+    #: While its task waits for a token.
+    waits_for_token = False
+    #: After so many rounds it leaves; set by the rounds, when they first see it.
+    due: int | None = None
+    #: The weight of its keys.
+    weight: float = 0
+    #: The batches that this one's function awaits now, with how many of its tasks do; and in how many
+    #: functions somebody awaits this one. Changed by ``_deadlock`` only.
+    waits: dict[Batch, int] | None = None
+    awaited_by = 0
     _number = 0
 
     def __init__(
@@ -710,18 +979,6 @@ class Batch:
     # What schedules see (BatchView)
 
     @property
-    def keys(self) -> tuple[Any, ...]:
-        return tuple(entry._key for entry in self.entries if entry._batch is self)
-
-    @property
-    def size(self) -> int:
-        return len(self.entries) - self.settled
-
-    @property
-    def added(self) -> int:
-        return len(self.entries)  # nothing leaves the list while the batch is open
-
-    @property
     def is_open(self) -> bool:
         return self.state is OPEN
 
@@ -737,117 +994,6 @@ class Batch:
     def checkpoint(self) -> Awaitable[None]:
         passing: Awaitable[None] = self.backend.checkpoint()
         return passing
-
-    # Loads come in
-
-    def add(self, key: Any, waiters: Any = None) -> LoadHandle[Any]:
-        """
-        Return the entry of a new key, which is in the batch from then on.
-
-        :param waiters: ``None`` if the entry is a load, ``NOBODY`` if a load_many brings it
-        """
-        entry: LoadHandle[Any] = _bare_handle()
-        entry._key = key
-        entry._batch = self
-        entry._waiters = waiters
-        # In an order in which no interruption makes a batch that hangs: one load too many is counted
-        # at worst.
-        if waiters is None:
-            self.live += 1
-        self.entries.append(entry)
-        self.pulse.news += 1
-        return entry
-
-    def add_all(self, entries: list[LoadHandle[Any]], many: LoadManyHandle[Any]) -> None:
-        """Take the entries of many new keys, which a load_many brings."""
-        for entry in entries:
-            entry._batch = self
-        self.join(many, entries)
-        self.entries += entries
-        self.pulse.news += 1
-
-    def share(self, entry: LoadHandle[Any], follower: LoadHandle[Any]) -> LoadHandle[Any]:
-        """Let ``follower`` be one more load of a pending entry."""
-        if self.followers is None:
-            self.followers = {}
-        self.followers.setdefault(entry, []).append(follower)
-        self.live += 1
-        self.note_origin()
-        return follower
-
-    def defer(
-        self, hit: LoadHandle[Any], handle: LoadHandle[Any], many: LoadManyHandle[Any] | None
-    ) -> None:
-        """Let ``handle`` settle as ``hit`` did, but not before this batch does."""
-        if self.deferred is None:
-            self.deferred = {}
-        self.deferred[handle] = hit._value
-        if many is not None:
-            many._batches[self] = None
-            if not self._waited_on:
-                self._waited_on = {}
-            self._waited_on[many] = None
-
-    def join(self, many: LoadManyHandle[Any], entries: list[LoadHandle[Any]]) -> None:
-        """Count ``many`` as one load of this batch, and these entries as wanted by it."""
-        known = self.manys.get(many)
-        if known is None:
-            if not self.manys:
-                self.manys = {}
-            self.manys[many] = entries
-            many._batches[self] = None
-            self.live += 1
-            self.note_origin()
-        else:
-            known += entries
-        if self._owners is not None:
-            self._own(many, entries)
-
-    def note_origin(self) -> None:
-        """Remember it if the load comes from a batch function."""
-        origin = running_batch.get()
-        if origin is not None and origin is not self and origin.state is not DONE:
-            if self.origins is None:
-                self.origins = {}
-            self.origins[origin] = None
-            if origin.loaded_from is None:
-                origin.loaded_from = {}
-            origin.loaded_from[self] = None
-
-    # Loads change their minds
-
-    def give_up(self, load: LoadHandle[Any] | LoadManyHandle[Any]) -> None:
-        """A load that was wanted is not any more: every await of it was cancelled."""
-        if self._is_load(load):
-            self.live -= 1
-            self._sift_needed = True
-            if not self.live and self.state is not OPEN:
-                self.cancel_if_there_is_room("all its loads were given up")
-        self.scope.reconsider(self)
-
-    def revive(self, load: LoadHandle[Any] | LoadManyHandle[Any]) -> None:
-        """A load that was given up is awaited again."""
-        if self._is_load(load):
-            self.live += 1
-
-    def _is_load(self, load: LoadHandle[Any] | LoadManyHandle[Any]) -> bool:
-        if isinstance(load, LoadManyHandle):
-            return load in self.manys
-        return self.deferred is None or load not in self.deferred
-
-    def cancel_if_there_is_room(self, why: str) -> None:
-        try:
-            self.cancel(why, None)
-        except RecursionError:
-            pass  # deep in the stack of who gave up: nobody is hurt if the function runs to its end
-
-    def loads_of(self, entry: LoadHandle[Any]) -> Iterator[LoadHandle[Any]]:
-        """Return an entry, and all that settles with it."""
-        yield entry
-        if self.followers is not None:
-            for follower in self.followers.get(entry, ()):
-                # In a stream, a follower may be an entry that has followers: see ``distinct_keys``.
-                yield from self.loads_of(follower)
 
     # From state to state
 
@@ -897,21 +1043,6 @@ class Batch:
         counts = self.loader.counts
         counts.batches += 1
         counts.keys += len(keys)
-        return keys
-
-    def distinct_keys(self) -> list[Any]:
-        first: dict[Any, LoadHandle[Any]] = {}
-        self.index = first
-        keys = []
-        for entry in self.entries:
-            cache_key = self.loader.cache_key(entry._key)
-            if cache_key in first:
-                if self.followers is None:
-                    self.followers = {}
-                self.followers.setdefault(first[cache_key], []).append(entry)
-            else:
-                first[cache_key] = entry
-                keys.append(entry._key)
         return keys
 
     def _sift(self) -> None:
@@ -986,50 +1117,6 @@ class Batch:
         if waiting:
             self.backend.wake(waiting)
         self._finish(entries if self.loader.forgets else failed, failed)
-
-    def settle_some(self, outcomes: Iterable[tuple[LoadHandle[Any], Any]]) -> None:
-        """Settle some entries, or deferred hits, by themselves; others remain."""
-        if self._owners is None and self.manys:
-            self._owners, self._left = {}, {}
-            for many, entries in self.manys.items():
-                self._own(many, entries)
-        waiting: list[Any] = []
-        told: dict[LoadManyHandle[Any], None] = {}
-        for entry, outcome in outcomes:
-            is_load = self._is_load(entry)
-            for load in self.loads_of(entry):
-                if load._batch is None:
-                    continue  # in a stream, an entry that is a follower too comes twice
-                if is_load and load._is_wanted:
-                    self.live -= 1
-                told.update(self.watchers.pop(load, ()))
-                self.awaiting -= load._waiter_count()
-                waiting.extend(load._settle(outcome))
-            self.settled += is_load
-            self._disown(entry)
-        if waiting:
-            self.backend.wake(waiting)
-        for many in told:
-            many._progress(self.backend)
-        self.scope.doubt(self)
-
-    def _own(self, many: LoadManyHandle[Any], entries: list[LoadHandle[Any]]) -> None:
-        owners: Any = self._owners
-        for entry in entries:
-            if entry._batch is self:
-                owners.setdefault(entry, []).append(many)
-                self._left[many] = self._left.get(many, 0) + 1
-
-    def _disown(self, entry: LoadHandle[Any]) -> None:
-        """An entry has settled; a load_many with no other one in here is no load of this any more."""
-        for many in () if self._owners is None else self._owners.pop(entry, ()):
-            self._left[many] -= 1
-            if not self._left[many]:
-                del self._left[many], self.manys[many]
-                self.live -= many._is_wanted
-                if many not in self._waited_on:
-                    self.awaiting -= bool(many._waiters)
-                    many._batches.pop(self, None)
 
     def settle_found(self, outcomes: Iterable[tuple[LoadHandle[Any], Any]]) -> None:
         """Settle some entries of a running batch; the others remain for the function."""
@@ -1106,6 +1193,12 @@ class Batch:
         if loader.hooks is not None:
             loader.hooks(BatchFailed(self.name, self.number, error))
 
+    def cancel_if_there_is_room(self, why: str) -> None:
+        try:
+            self.cancel(why, None)
+        except RecursionError:
+            pass  # deep in the stack of who gave up: nobody is hurt if the function runs to its end
+
     def cancel(self, why: str, cause: BaseException | None) -> None:
         """Settle every load as cancelled, forget the keys, and cancel the function."""
         prove_stack_room()
@@ -1157,21 +1250,6 @@ class Batch:
         self._owners = None
         if was is not RUNNING:
             self.release()
-
-    def settle_deferred(self) -> None:
-        """Let the hits go that waited for this batch."""
-        deferred, self.deferred = self.deferred or {}, None
-        for hit, outcome in deferred.items():
-            self.awaiting -= hit._waiter_count()
-            self.backend.wake(hit._settle(outcome))
-        waited_on, self._waited_on = self._waited_on, {}
-        for many in waited_on:
-            if many not in self.manys:
-                self.awaiting -= bool(many._waiters)
-                many._batches.pop(self, None)
-        for many in (*waited_on, *self.manys):
-            many._progress(self.backend)
-        self.scope.doubt(self)
 
     def release(self) -> None:
         """Nothing runs for it any more: hold nothing of its loader."""

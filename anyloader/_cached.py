@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 
-from ._batch import LoadHandle, settled_handle
+from ._batch import LoadHandle, batch_of, settled_handle
 from ._cache import check_hashable, evict
 from ._dispatcher import Dispatcher, ambient
 from ._errors import LoadCancelledError
@@ -136,7 +136,7 @@ class Cached(Place):
         if force:
             self._doom([cache_key])
         outcome = outcome_of(value)
-        if entry is not None and entry._batch is not None and entry._batch.take_out(entry, outcome):
+        if entry is not None and (batch := batch_of(entry)) and batch.take_out(entry, outcome):
             if self.forgets and cache is not None:
                 evict(cache, cache_key, entry)
         elif cache is not None and not self.forgets:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from ._errors import LoadDeadlockError
+from ._errors import LoadDeadlockError, show
 from ._results import excerpt
 
 if TYPE_CHECKING:
@@ -121,14 +121,14 @@ def _deadlock(
 ) -> LoadDeadlockError:
     path = [waiter, target]
     while path[-1] is not waiter and path.count(path[-1]) == 1:
-        for members in needs[path[-1]]:
-            if all(member is waiter or member in stuck for member in members):
-                path.append(waiter if waiter in members else next(iter(members)))
-                break
+        members = next(
+            some for some in needs[path[-1]] if all(b is waiter or b in stuck for b in some)
+        )
+        path.append(waiter if waiter in members else next(iter(members)))
     cycle = " -> ".join(batch.name for batch in path)
     error = LoadDeadlockError(
         f"this await can never end, as it waits for the batch function it is in: {cycle}. "
         "Load what does not depend on this batch, or raise the limiter's tokens"
     )
-    error._with_excerpt(" -> ".join(f"{batch.name} {excerpt(list(batch.keys))}" for batch in path))
+    show(error, " -> ".join(f"{batch.name} {excerpt(list(batch.keys))}" for batch in path))
     return error

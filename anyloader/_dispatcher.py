@@ -284,13 +284,12 @@ class Dispatcher(Workers):
         if batch.loaded_from is not None:
             loaded_from, batch.loaded_from = batch.loaded_from, None
             for other in loaded_from:
-                if other.origins is not None and batch in other.origins:
-                    del other.origins[batch]
-                    other.scope.reconsider(other)
+                # Another one's end may have been the end of this one.
+                (other.origins or {}).pop(batch, None)
+                other.scope.reconsider(other)
         if batch.origins is not None:
             for origin in batch.origins:
-                if origin.loaded_from is not None:
-                    origin.loaded_from.pop(batch, None)
+                (origin.loaded_from or {}).pop(batch, None)
             batch.origins = None
         if self._changed:
             self.changed()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import anyio
 
 __all__ = (
@@ -26,12 +28,6 @@ class LoaderError(Exception):
     #: What the error is about, keys and values, as a bounded text; empty if there is nothing to show.
     #: A traceback shows it too, as a note (from Python 3.11 on).
     excerpt: str = ""
-
-    def _with_excerpt(self, excerpt: str) -> LoaderError:
-        self.excerpt = excerpt
-        if hasattr(self, "add_note"):
-            self.add_note(excerpt)  # pyright: ignore[reportAttributeAccessIssue]
-        return self
 
 
 class LoaderNotOpenError(LoaderError, RuntimeError):
@@ -98,3 +94,10 @@ class LoadDeadlockError(LoaderError, RuntimeError):
     Either the load belongs to its own batch or to a batch that waits for it, or the load needs
     the last token of a limiter that one of them holds. The message names the loaders of the cycle.
     """
+
+
+def show(error: LoaderError, excerpt: str) -> None:
+    """Let an error have this as its excerpt."""
+    error.excerpt = excerpt
+    if sys.version_info >= (3, 11):
+        error.add_note(excerpt)

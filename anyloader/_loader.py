@@ -18,21 +18,24 @@ from ._batch import (
     Batch,
     LoadHandle,
     LoadManyHandle,
+    batch_of,
+    extend,
     new_handle,
+    outcome_in,
     running_batch,
     settled_handle,
+    withdraw,
 )
 from ._cache import check_hashable
 from ._cached import Cached
-from ._errors import LoaderBusyError
 from ._limits import gates_for
 from ._options import Options
 from ._required import not_found, required_maker
-from ._results import article, counted
+from ._results import article
 from ._statistics import LoaderStatistics
 from ._threads import thread_limiter
-from ._weights import make_room, weight_of
-from .hooks import BatchOpened, Hooks, LoadHit, LoadQueued, warn_unbatched, watches
+from ._weights import check_queue, make_room, weight_of
+from .hooks import BatchOpened, Hooks, warn_unbatched, watches
 
 __all__ = ("Loader",)
 
@@ -77,7 +80,7 @@ class _Required:
 
     def __call__(self, batch: Batch | None, entry: LoadHandle[Any]) -> LoadHandle[Any]:
         if batch is None:
-            return settled_handle(self._key, entry._value, self._make)
+            return settled_handle(self._key, outcome_in(entry), self._make)
         return batch.share(entry, new_handle(self._key, batch, None, self._make))
 
     def deferred(self, key: Any, batch: Batch) -> tuple[LoadHandle[Any], None]:
@@ -185,7 +188,7 @@ class Loader(Cached):
         if self.open is None or self.open.index is None:
             return None
         entry = self.open.index.get(cache_key)
-        if entry is None or entry._batch is None:  # primed since, and out of the batch
+        if entry is None or batch_of(entry) is None:  # primed since, and out of the batch
             return None
         if self.cache is not None:
             self.cache[cache_key] = entry  # cleared since, but not sent yet
@@ -209,7 +212,7 @@ class Loader(Cached):
                 handle = claim(None, entry)
         # Last, as a hook may settle the entry, or send its batch.
         if self.hooks is not None:
-            self._tell_load(key, batch, shared=True)
+            self.tell(key, batch, shared=True)
         return handle
 
     def _defer(self, key: Any, hit: LoadHandle[Any], claim: Claim | None) -> LoadHandle[Any]:
@@ -253,7 +256,7 @@ class Loader(Cached):
         """
         options = self.options
         if options.max_queue_size is not None:
-            self._check_queue(1)
+            check_queue(self, 1)
         if options.weigh is not None:
             make_room(self, weight_of(self, key))
         if self.open is not None:
@@ -279,27 +282,9 @@ class Loader(Cached):
         if self.hooks is not None:
             if full:
                 self.batch_left(batch)  # first, as a hook may load
-            self._tell_load(key, batch, shared=False)
+            self.tell(key, batch, shared=False)
         if full:
             self.seal(batch, "full")
-
-    def _check_queue(self, more: int) -> None:
-        """:raises LoaderBusyError: if so many more keys would be too many"""
-        most = self.options.max_queue_size
-        queued = self.counts.sealed + (0 if self.open is None else self.open.size)
-        if most is not None and queued + more > most:
-            raise LoaderBusyError(
-                f"{self.name} is busy: {counted(queued, 'key')} wait to be sent, and max_queue_size is "
-                f"{most}; try again later"
-            )
-
-    def _tell_load(self, key: Any, batch: Batch | None, *, shared: bool) -> None:
-        hooks: Any = self.hooks
-        hooks(
-            LoadHit(self.name, key)
-            if batch is None
-            else LoadQueued(self.name, key, batch.number, shared)
-        )
 
     def open_batch(self) -> Batch:
         for watch in watches.get():
@@ -352,21 +337,20 @@ class Loader(Cached):
         keys = list(keys)
         if type(None) in set(map(type, keys)):
             raise TypeError(f"{self.name}.load_many() takes keys, and one of them is None")
-        many: LoadManyHandle[Any] = LoadManyHandle(return_exceptions)
-        if required:
-            many._required = partial(not_found, self.name)
+        refuse = partial(not_found, self.name) if required else None
+        many: LoadManyHandle[Any] = LoadManyHandle(return_exceptions, refuse)
         cache_keys = keys if self.key_of is None else list(map(self.key_of, keys))
         found = self._look_up_all(keys, cache_keys)
         if not any(found):
             if self._enqueue_all(keys, many):
                 return many
-        elif self.finds_hits and all(found) and not any(map(_batch_of, found)):
+        elif self.finds_hits and all(found) and not any(map(batch_of, found)):
             self.counts.hits += len(found)
-            many._handles = found
+            extend(many, found)
             return many
         if self.options.max_queue_size is not None:
             new = [key for key, entry in zip(cache_keys, found) if entry is None]
-            self._check_queue(len(new) if self.cache is None else len(set(new)))
+            check_queue(self, len(new) if self.cache is None else len(set(new)))
         if self.options.weigh is not None:
             for key in keys:
                 weight_of(self, key)
@@ -388,7 +372,7 @@ class Loader(Cached):
 
     def _load_each(self, keys: list[Any], cache_keys: list[Any], many: LoadManyHandle[Any]) -> None:
         claim = _ForMany(many)
-        handles = many._handles
+        handles: list[LoadHandle[Any]] = []
         new: list[LoadHandle[Any]] = []
         try:
             for key, cache_key in zip(keys, cache_keys):
@@ -402,13 +386,13 @@ class Loader(Cached):
                 handles.append(entry)
         except BaseException as exc:
             # What was queued before the cache refused a key is taken back.
-            many._waiters = {}  # nobody will ever have it
-            for batch in list(many._batches):
-                batch.give_up(many)
+            withdraw(many)
             for entry in new:
-                if entry._batch is not None:  # a hook may have settled it
-                    entry._batch.refuse(entry, exc)
+                batch = batch_of(entry)
+                if batch is not None:  # a hook may have settled it
+                    batch.refuse(entry, exc)
             raise
+        extend(many, handles)
 
     def _enqueue_all(self, keys: list[Any], many: LoadManyHandle[Any]) -> bool:
         """Take keys that are all new, if each is there once and nothing looks at each of them."""
@@ -432,7 +416,7 @@ class Loader(Cached):
                 prove_stack_room()  # it will have to be sent
             batch.add_all(part, many)
             cache.update(zip(keys[done : done + room], part))
-            many._handles += part
+            extend(many, part)
             done += room
             if len(part) == room and self._most is not None:
                 self.seal(batch, "full")
@@ -449,14 +433,6 @@ class Loader(Cached):
             0 if self.cache is None else len(self.cache),
         )
 
-    def describe(self, kind: str) -> str:
-        now = self.statistics()
-        state = "not open" if self.scope is None else self.scope.state
-        return (
-            f"<{kind} {self.name}: {state}, {counted(now.queued, 'key')} queued, "
-            f"{now.running} batches running, {now.cached} cached>"
-        )
-
     def batch_left(self, batch: Batch) -> None:
         """``batch`` takes no more keys."""
         if self.open is batch:
@@ -464,10 +440,6 @@ class Loader(Cached):
             self.counts.added += batch.added
         elif self._open_for_hits is batch:
             self._open_for_hits = None
-
-
-def _batch_of(handle: LoadHandle[Any]) -> Batch | None:
-    return handle._batch
 
 
 def _is_async_generator_function(function: object) -> bool:

@@ -7,11 +7,13 @@ from functools import partial
 from typing import Any
 from weakref import ref
 
+from ._batch import Batch
 from ._dispatcher import Dispatcher, ambient
 from ._errors import LoaderNotOpenError
 from ._options import Options
+from ._results import counted
 from ._statistics import Counts, LoaderStatistics
-from .hooks import Hooks, watches
+from .hooks import Hooks, LoadHit, LoadQueued, watches
 from .schedules import Manual
 
 __all__ = ("Place",)
@@ -67,6 +69,15 @@ class Place:
     def listen(self, hooks: Hooks | None) -> None:
         """Tell these from now on."""
         self.hooks = hooks
+
+    def tell(self, key: Any, batch: Batch | None, *, shared: bool) -> None:
+        """Tell of a load; ``batch`` is ``None`` if it has settled."""
+        hooks: Any = self.hooks
+        hooks(
+            LoadHit(self.name, key)
+            if batch is None
+            else LoadQueued(self.name, key, batch.number, shared)
+        )
 
     def attach(self, scope: Dispatcher) -> None:
         """Run there, for good."""
@@ -124,6 +135,14 @@ class Place:
 
     def close(self) -> None:
         raise NotImplementedError
+
+    def describe(self, kind: str) -> str:
+        now = self.statistics()
+        state = "not open" if self.scope is None else self.scope.state
+        return (
+            f"<{kind} {self.name}: {state}, {counted(now.queued, 'key')} queued, "
+            f"{now.running} batches running, {now.cached} cached>"
+        )
 
     def check_place(self) -> None:
         """Refuse calls that touch the cache from where no load would be let in."""

@@ -9,7 +9,7 @@ from itertools import islice
 from types import CodeType, TracebackType
 from typing import Any, Protocol
 
-from ._errors import BatchResultError, LoadCancelledError
+from ._errors import BatchResultError, LoadCancelledError, show
 
 __all__ = (
     "AWAITS",
@@ -269,7 +269,7 @@ def wrong_result(
     """Return the error of a batch function that ``problem``."""
     error = BatchResultError(f"the batch function of {rules.name} {problem}")
     shown = "" if result is None else f", it returned {excerpt(result)}"
-    error._with_excerpt(f"asked for {excerpt(keys)}{shown}")
+    show(error, f"asked for {excerpt(keys)}{shown}")
     return error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from ._batch import Batch
+from ._batch import Batch, batch_of
 from ._results import article, missing_value, outcome_of, wrong_result
 
 __all__ = ("run_stream",)
@@ -58,7 +58,7 @@ def _settle_pair(batch: Batch, pair: object) -> None:
             break
     if entry is None:
         raise _wrong_pair(batch, "yielded a key which was not asked for", key)
-    if entry._batch is None:
+    if batch_of(entry) is None:
         raise _wrong_pair(batch, "yielded a key twice", key)
     batch.settle_some([(entry, outcome_of(value))])
     batch.forget((entry,))
@@ -80,8 +80,8 @@ def _settle_rest(batch: Batch) -> None:
     """The stream has ended: what it did not give is missing."""
     # All that runs code of the user comes before anything changes.
     rest = [
-        (entry, outcome_of(missing_value(batch.loader, entry._key)))
+        (entry, outcome_of(missing_value(batch.loader, entry.key)))
         for entry in (batch.index or {}).values()
-        if entry._batch is not None
+        if batch_of(entry) is not None
     ]
     batch.settle_all(rest)

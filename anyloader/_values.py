@@ -18,7 +18,7 @@ from itertools import count
 from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary, ref
 
-from ._batch import Batch, LoadHandle
+from ._batch import Batch, LoadHandle, batch_of, outcome_in
 from ._cache import check_hashable
 from ._results import Failure, article, failure_of, log_exception
 from .hooks import ValueCacheFailed, ValueCacheHit, ValueCacheMiss
@@ -214,8 +214,8 @@ class SecondLevel:
         wrong: list[tuple[LoadHandle[Any], Failure]] = []
         for entry in batch.entries:
             try:
-                cache_key = loader.cache_key(entry._key)
-                check_hashable(batch.name, entry._key, cache_key, "ask its value cache for", "")
+                cache_key = loader.cache_key(entry.key)
+                check_hashable(batch.name, entry.key, cache_key, "ask its value cache for", "")
             except Exception as exc:
                 wrong.append((entry, failure_of(exc)))
             else:
@@ -230,10 +230,10 @@ class SecondLevel:
         """Store the values that the batch function gave, but no errors, and nothing cleared since."""
         began = self._at_work[batch]
         items = {
-            cache_key: entry._value
+            cache_key: outcome_in(entry)
             for cache_key, entry in entries
-            if entry._batch is None
-            and type(entry._value) is not Failure
+            if batch_of(entry) is None
+            and type(outcome_in(entry)) is not Failure
             and not self._was_cleared(cache_key, began)
         }
         if not items:

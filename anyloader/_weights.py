@@ -1,16 +1,17 @@
-"""Batches that are full by the weight of their keys."""
+"""Bounds that need a look at each key: the weight of a batch, and how many keys may wait."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any
 
-from ._results import article
+from ._errors import LoaderBusyError
+from ._results import article, counted
 
 if TYPE_CHECKING:
     from ._loader import Loader
 
-__all__ = ("make_room", "weight_of")
+__all__ = ("check_queue", "make_room", "weight_of")
 
 
 def weight_of(loader: Loader, key: Any) -> float:
@@ -37,3 +38,14 @@ def make_room(loader: Loader, weight: float) -> None:
         loader.seal(batch, "full")
         batch = loader.open or loader.open_batch()
     batch.weight += weight
+
+
+def check_queue(loader: Loader, more: int) -> None:
+    """:raises LoaderBusyError: if so many more keys would be too many"""
+    most = loader.options.max_queue_size
+    queued = loader.counts.sealed + (0 if loader.open is None else loader.open.size)
+    if most is not None and queued + more > most:
+        raise LoaderBusyError(
+            f"{loader.name} is busy: {counted(queued, 'key')} wait to be sent, and max_queue_size is "
+            f"{most}; try again later"
+        )

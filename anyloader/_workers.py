@@ -214,31 +214,11 @@ class Workers:
                 raise
             # It was given to an idle worker just as that was cancelled, and is none of its.
             if self._owns_group and worker.job is not None:
-                job, worker.job = worker.job, None
-                self._pass_on(job)
+                job: Any = worker.job
+                self._give(job, self._counted[0].name if job is _LEAD else job.name)
+                worker.job = None
         finally:
             self._ended(worker)
-
-    def _pass_on(self, job: Any) -> None:
-        if job is _LEAD:
-            self._leading = False
-            self._lead_on()
-        else:
-            job.worker_scope = None
-            self.send(job)
-
-    def _lead_on(self) -> None:
-        """Find somebody to count rounds, where somebody has to."""
-        if self._counted and not self._leading:
-            try:
-                self._give(_LEAD, self._counted[0].name)
-            except LoaderClosedError as exc:
-                counted, self._counted = self._counted, []
-                for batch in counted:
-                    if not batch.is_done:
-                        batch.fail(exc)
-            else:
-                self._leading = True
 
     def _ended(self, worker: _Worker) -> None:
         """Clean up after a worker; also called for one that never made its first step."""

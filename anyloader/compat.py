@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Generator, Iterable, MutableMap
 from contextvars import Context, copy_context
 from typing import Any, Generic, TypeVar
 
-from ._batch import LoadHandle, LoadManyHandle, Parked
+from ._batch import LoadHandle, LoadManyHandle, Parked, batches_of, is_pending, park
 from ._dataloader import DataLoader as _DataLoader
 from ._options import default_name
 
@@ -78,7 +78,7 @@ class LoadFuture(Generic[T]):
         self._park()
         if self._parked is None:  # it has settled by this
             return
-        waiter = self._handle._pending_in().backend.new_waiter()
+        waiter = batches_of(self._handle)[0].backend.new_waiter()
         self._waiters[waiter] = None
         try:
             yield from waiter
@@ -89,7 +89,7 @@ class LoadFuture(Generic[T]):
     def _park(self) -> None:
         """Have the handle tell this when it settles, unless it has settled."""
         if self._parked is None:
-            self._parked = self._handle._park(self._call_back)
+            self._parked = park(self._handle, self._call_back)
 
     def _leave(self) -> None:
         parked, self._parked = self._parked, None
@@ -98,7 +98,7 @@ class LoadFuture(Generic[T]):
 
     def done(self) -> bool:
         """Whether the load has settled, or this was cancelled."""
-        return self._cancelled or self._error is not None or not self._handle._is_pending
+        return self._cancelled or self._error is not None or not is_pending(self._handle)
 
     def cancelled(self) -> bool:
         """Whether :meth:`cancel` was called in time."""

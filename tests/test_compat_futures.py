@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
-from anyloader import LoadDeadlockError, LoaderScope
+from anyloader import LoadDeadlockError, LoaderClosedError, LoaderScope, schedules
 from anyloader.compat import DataLoader
 from support import Recorder, wait_all_tasks_blocked
 
@@ -211,6 +211,15 @@ async def test_tasks_that_are_cancelled_as_it_settles() -> None:
         future.cancel()
         await asyncio.wait(tasks)
     assert all(task.cancelled() for task in tasks)
+
+
+async def test_futures_of_a_group_that_has_ended_unheard() -> None:
+    async with anyio.create_task_group() as tg:
+        loader = DataLoader(Recorder(same), task_group=tg, schedule=schedules.manual())
+        awaited, cancelled = loader.load(1), loader.load(2)
+    cancelled.cancel()  # pyright: ignore[reportPossiblyUnboundVariable]
+    with pytest.raises(LoaderClosedError):
+        await awaited  # pyright: ignore[reportGeneralTypeIssues, reportPossiblyUnboundVariable]
 
 
 async def waits_for(future: Any) -> Any:

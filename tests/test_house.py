@@ -140,6 +140,75 @@ def test_importing_the_package_imports_nothing_else() -> None:
     assert [name for name in new if "integrations" in name or name == "anyloader.testing"] == []
 
 
+# --- size, and who touches whose private names ---
+
+MOST_LINES_OF_A_FUNCTION = 45
+MOST_LINES_OF_A_CLASS = 300
+MOST_PRIVATE_TOUCHES = 20  # in all files together
+
+_HAVE_BODIES = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def code_lines(module: str) -> set[int]:
+    """Give the numbers of the lines that are code: no blanks, comments, docstrings, imports or overloads."""
+    source = MODULES[module].read_text()
+    lines = {
+        number
+        for number, line in enumerate(source.splitlines(), 1)
+        if line.strip() and not line.strip().startswith("#")
+    }
+    for node in ast.walk(ast.parse(source)):
+        apart: list[Any] = []
+        if isinstance(node, _HAVE_BODIES) and ast.get_docstring(node, clean=False) is not None:
+            apart = [node.body[0]]
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            apart = [node]
+        if "overload" in map(ast.unparse, getattr(node, "decorator_list", ())):
+            apart = [node]
+        for part in apart:
+            lines -= set(range(part.lineno, part.end_lineno + 1))
+    return lines
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_function_and_no_class_is_longer_than_a_reader_can_hold(module: str) -> None:
+    lines = code_lines(module)
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, _HAVE_BODIES[1:]):
+            size = len(lines & set(range(node.lineno, (node.end_lineno or 0) + 1)))
+            is_class = isinstance(node, ast.ClassDef)
+            most = MOST_LINES_OF_A_CLASS if is_class else MOST_LINES_OF_A_FUNCTION
+            assert size <= most, f"{node.name} has {size} lines of code"
+
+
+def private_names(tree: ast.AST) -> set[str]:
+    """Give the private names that a module's classes define or set on themselves."""
+    names: set[str] = set()
+    for cls in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+        for node in ast.walk(cls):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                names.add(node.name)
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                names.add(node.target.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                names |= {node.attr} if ast.unparse(node.value) == "self" else set()
+    return {name for name in names if name.startswith("_") and not name.endswith("__")}
+
+
+def test_private_names_are_left_to_their_modules() -> None:
+    trees = {module: ast.parse(path.read_text()) for module, path in MODULES.items()}
+    owned = {module: private_names(tree) for module, tree in trees.items()}
+    everywhere = set().union(*owned.values())
+    touches = [
+        f"{module}:{node.lineno} {node.attr}"
+        for module, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr in everywhere - owned[module]
+        if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
+    ]
+    assert len(touches) <= MOST_PRIVATE_TOUCHES, touches
+
+
 # --- documentation ---
 
 DIRECTIVE = re.compile(

@@ -108,3 +108,57 @@ async def main():
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_value_forced_deep_in_the_stack_wakes_all_waiters_or_none(backend: str) -> None:
     assert run_program(WAITERS, backend) == "done\n"
+
+
+GIVING_UP = """
+from anyloader import DataLoader, LoadCancelledError
+
+async def deep(levels, load, scope):
+    if levels:
+        await deep(levels - 1, load, scope)
+    else:
+        await load
+
+async def gives_up(levels, load, scope):
+    with scope:
+        try:
+            await deep(levels, load, scope)
+        except RecursionError:
+            refused.append(levels)
+
+async def fetch(keys):
+    calls.append(keys)
+    return keys
+
+calls, refused = [], []
+
+async def main():
+    late = 0
+    for levels in range(900, 1_000):
+        calls.clear()
+        limiter = anyio.CapacityLimiter(1)
+        async with DataLoader(fetch, limiter=limiter) as users, anyio.create_task_group() as tg:
+            scope = anyio.CancelScope()
+            async with limiter:
+                load = users.load(1)
+                users.dispatch()
+                tg.start_soon(gives_up, levels, load, scope)
+                for _ in range(5):
+                    await anyio.lowlevel.checkpoint()
+                scope.cancel()
+                for _ in range(5):
+                    await anyio.lowlevel.checkpoint()
+                late += load.status is load.Status.PENDING
+            assert await users.load(2) == 2
+            if levels in refused:  # it was never awaited, which is not giving up
+                assert load.status is load.Status.FINISHED
+            else:
+                assert calls == [[2]] and load.status is load.Status.CANCELLED, levels
+    assert late and refused
+    print("done")
+"""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_load_given_up_deep_in_the_stack_settles(backend: str) -> None:
+    assert run_program(GIVING_UP, backend) == "done\n"

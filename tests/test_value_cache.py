@@ -702,5 +702,5 @@ async def test_in_a_foreign_group_what_was_cleared_is_deleted_at_once() -> None:
         await wait_all_tasks_blocked()
         assert store.values == {}
         await loader.load(2)
-    loader.clear(2)  # nobody is left who could
+    loader.clear(2)  # pyright: ignore[reportPossiblyUnboundVariable]  # nobody is left who could
     assert store.values == {2: "2"}

@@ -52,6 +52,21 @@ async def test_a_batch_of_several_keys_starts_the_count_anew() -> None:
             await loader.load_many([start + 3, start + 4])
 
 
+async def test_loads_that_join_one_and_hits_that_wait_are_none() -> None:
+    async def fetch(keys: list[int]) -> list[int]:
+        if keys == [1]:
+            joined.append(loader.load(1))
+        return keys
+
+    joined: list[Any] = []
+    hook = warn_unbatched(2)
+    async with DataLoader(fetch, hooks=[hook], defer_hits=True) as loader:
+        await loader.load(1)
+        for _ in range(5):
+            await loader.load(1)
+    assert len(joined) == 1
+
+
 async def test_on_a_scope_it_tells_loaders_apart() -> None:
     async with LoaderScope(hooks=[warn_unbatched(4)]) as scope:
         loaders: list[Any] = [scope.get(Recorder[int, int](int)) for _ in range(5)]
