@@ -18,6 +18,7 @@ extensions = [
     "batch_states",
     "program_names",
     "descriptions",
+    "ideas",
 ]
 exclude_patterns = ["_build"]
 html_theme = "furo"
@@ -26,6 +27,7 @@ pygments_dark_style = "github-dark"
 html_title = f"anyloader {release}"
 html_static_path = ["_static"]
 html_css_files = ["anyloader.css"]
+html_search_scorer = str(Path(__file__).parent / "_static" / "scorer.js")
 
 autodoc_member_order = "bysource"
 autodoc_mock_imports = ["coredis", "opentelemetry", "prometheus_client", "redis"]

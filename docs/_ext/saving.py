@@ -23,7 +23,7 @@ LEFT, TOP = 10, 34
 
 # On a page of the documentation the theme has the colour of text, elsewhere the reader's system.
 STYLE = """
-.saving { font: 15px system-ui, sans-serif; --saving-text: #1f2328; max-width: 640px; }
+.saving { font: 15px system-ui, sans-serif; --saving-text: #1f2328; max-width: 560px; }
 @media (prefers-color-scheme: dark) { .saving { --saving-text: #e6edf3; } }
 .saving text { fill: var(--color-foreground-primary, var(--saving-text)); }
 .saving .title { font-weight: 600; }
