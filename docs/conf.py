@@ -11,13 +11,24 @@ author = "anyloader contributors"
 copyright = "anyloader contributors"
 release = version = installed_version("anyloader")
 
-extensions = ["sphinx.ext.autodoc", "batch_states", "program_names"]
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "code_links",
+    "batch_states",
+    "program_names",
+    "descriptions",
+    "ideas",
+]
 exclude_patterns = ["_build"]
 html_theme = "furo"
+copybutton_selector = "div:not(.highlight-text) > div.highlight > pre"
 pygments_dark_style = "github-dark"
 html_title = f"anyloader {release}"
 html_static_path = ["_static"]
 html_css_files = ["anyloader.css"]
+html_search_scorer = str(Path(__file__).parent / "_static" / "scorer.js")
 
 autodoc_member_order = "bysource"
 autodoc_mock_imports = ["coredis", "opentelemetry", "prometheus_client", "redis"]
@@ -32,15 +43,15 @@ nitpick_ignore_regex = [
         r"py:.*",
         r"(anyio|asyncio|collections|contextvars|coredis|opentelemetry|os|prometheus_client|pathlib|trio|types|typing|typing_extensions)\..*",
     ),
-    (r"py:class", r"(anyloader\.[\w.]+\.)?[A-Z](_co|_contra)?"),
-    (r"py:class", r"CapacityLimiter|LimiterOption|TaskGroup"),
+    (r"py:class", r"(anyloader\.[\w.]+\.)?[A-Z]\d?(_co|_contra)?"),
+    (r"py:class", r"CapacityLimiter|LimiterOption|LoaderScope|TaskGroup"),
     # Bases that the reference of another project describes, and helpers for type checkers.
     (r"py:class", r"(graphql|strawberry)\..*"),
     (r"py:.*", r"sqlalchemy\..*"),
     (r"py:class", r"(trace|metrics)\.\w+Provider"),
     (
         r"py:class",
-        r"(anyloader\.\w+\.)?(Hook|LoaderOptions|_(List)?Options|_Decorator|_Grouping|_Indexing|_WithMissing|AllOptions|Watch|ExecutionContext|Redis|Serializer|PathLike)",
+        r"(anyloader\.\w+\.)?(Hook|LoaderOptions|Bind\w+Fn|\w+Method|_(List)?Options|_Decorator|_Grouping|_Indexing|_WithMissing|AllOptions|Watch|ExecutionContext|Redis|Serializer|PathLike)",
     ),
 ]
 

@@ -35,6 +35,7 @@ ONLY_ON = {
     "how-to/compat_before": "asyncio",
     "how-to/compat_step": "asyncio",
     "how-to/strawberry_before": "asyncio",
+    "how-to/synchronous": "asyncio",  # it runs event loops of its own
     "how-to/web_quart": "asyncio",
     "how-to/worker_taskiq": "asyncio",
 }
@@ -123,7 +124,10 @@ def test_a_program_prints_what_the_page_says(
         pytest.skip("asyncio.TaskGroup came with Python 3.11")
     main = load(name)["main"]
     backend, options = backend_options(library)
-    anyio.run(main, backend=backend, backend_options=options)
+    if inspect.iscoroutinefunction(main):
+        anyio.run(main, backend=backend, backend_options=options)
+    else:
+        main()
     assert capsys.readouterr().out == expected(name)
 
 
@@ -305,7 +309,7 @@ def test_the_drawing_of_a_batch_shows_every_state_and_every_move() -> None:
 def reference() -> dict[str, list[tuple[str, str | None]]]:
     """By module: the names that are described, each with its signature if that is written out."""
     found: dict[str, list[tuple[str, str | None]]] = {}
-    for page in "docs/reference.rst", "docs/how-to/graphql.rst":
+    for page in [*(p for p in PAGES if "/reference/" in p), "docs/how-to/graphql.rst"]:
         module = ""
         blocks = re.findall(
             r"^\.\. (\w+):: *(.*)((?:\n +.*)*)", PAGES[page].read_text(), re.MULTILINE
@@ -348,6 +352,16 @@ def test_signatures_that_are_written_out_are_those_of_the_code(module: str) -> N
         parameters = re.findall(r"(?:^|, )\*?(\w+)(?==|,|\)$)", written or "")
         if parameters and "**" not in str(written):
             assert parameters == [p for p in inspect.signature(thing).parameters if p != "self"]
+
+
+def test_the_picture_of_the_saving_is_what_its_script_draws() -> None:
+    path = DOCS / "_ext" / "saving.py"
+    saving = runpy.run_path(str(path))
+    assert (DOCS / "_static" / "saving.svg").read_text(encoding="utf-8") == saving["draw"]()
+    total = sum(count for _, count, _ in saving["STATEMENTS"])
+    assert f"({total} SQL statements) and with it ({len(saving['STATEMENTS'])})" in PAGES[
+        "README.md"
+    ].read_text().replace("\n", " ")
 
 
 def test_moving_from_aiodataloader_takes_one_import_and_one_scope() -> None:

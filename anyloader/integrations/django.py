@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from asgiref.sync import AsyncToSync
+from ._extras import missing
+
+try:
+    from asgiref.sync import AsyncToSync
+except ModuleNotFoundError as _exc:
+    raise missing("django", _exc) from _exc
 
 from .._scope import LoaderScope
 

@@ -17,8 +17,13 @@ from functools import update_wrapper
 from types import CodeType, CoroutineType, FunctionType
 from typing import TYPE_CHECKING, Any
 
-import graphql
-from graphql import GraphQLError
+from ._extras import missing
+
+try:
+    import graphql
+    from graphql import GraphQLError
+except ModuleNotFoundError as _exc:
+    raise missing("graphql", _exc) from _exc
 
 from .._batch import LoadHandle
 from .._scope import LoaderScope

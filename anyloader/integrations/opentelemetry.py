@@ -5,7 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from opentelemetry import context, metrics, trace
+from ._extras import missing
+
+try:
+    from opentelemetry import context, metrics, trace
+except ModuleNotFoundError as _exc:
+    raise missing("opentelemetry", _exc) from _exc
 
 from ..hooks import (
     BatchCancelled,

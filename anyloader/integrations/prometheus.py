@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import time
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+from ._extras import missing
+
+try:
+    from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+except ModuleNotFoundError as _exc:
+    raise missing("prometheus", _exc) from _exc
 
 from ..hooks import (
     BatchCancelled,

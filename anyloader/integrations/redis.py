@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from ._extras import missing
+
 try:
     import coredis
     from coredis import exceptions
-except ImportError as _exc:
-    raise ImportError(
-        "coredis is not installed: pip install 'anyloader[redis]'; for redis-py there is "
-        "anyloader.integrations.redis_py"
-    ) from _exc
+except ModuleNotFoundError as _exc:
+    raise missing("redis", _exc) from _exc
 
 from ._redis import DEFAULT_PAUSE, DEFAULT_TIMEOUT, JSON, BaseRedisValueCache, Serializer, name_of
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from ._extras import missing
+
 try:
     from redis import asyncio as aioredis
     from redis import exceptions
-except ImportError as _exc:
-    raise ImportError("redis-py is not installed: pip install 'anyloader[redis-py]'") from _exc
+except ModuleNotFoundError as _exc:
+    raise missing("redis-py", _exc) from _exc
 
 from ._redis import DEFAULT_PAUSE, DEFAULT_TIMEOUT, JSON, BaseRedisValueCache, Serializer, name_of
 

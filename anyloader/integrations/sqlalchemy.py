@@ -14,6 +14,8 @@ from uuid import UUID
 
 from anyio import CancelScope, Lock, to_thread
 
+from ._extras import missing
+
 try:
     from sqlalchemy import (
         BigInteger,
@@ -36,10 +38,7 @@ try:
         scoped_session,
     )
 except ModuleNotFoundError as _exc:
-    raise ModuleNotFoundError(
-        "anyloader.integrations.sqlalchemy needs SQLAlchemy: pip install 'anyloader[sqlalchemy]'",
-        name=_exc.name,
-    ) from _exc
+    raise missing("sqlalchemy", _exc) from _exc
 
 if TYPE_CHECKING:
     import sys

@@ -6,8 +6,13 @@ from collections.abc import AsyncIterator, Awaitable
 from functools import lru_cache
 from typing import Any
 
-from strawberry.extensions import SchemaExtension
-from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
+from ._extras import missing
+
+try:
+    from strawberry.extensions import SchemaExtension
+    from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
+except ModuleNotFoundError as _exc:
+    raise missing("strawberry", _exc) from _exc
 
 from .._scope import LoaderScope
 from .graphql import AnyioExecutor

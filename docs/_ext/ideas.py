@@ -1,0 +1,117 @@
+"""
+What people type into the search, and the page that answers it.
+
+The search finds pages that hold all words of a question. These are questions in other words than the
+page's own, and ones that many pages hold the words of. Each becomes an entry of the index, which the search
+puts first if what was typed is at least half of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.util import logging
+
+IDEAS = {
+    "explanation/comparison": ["alternatives", "aiodataloader vs anyloader", "dloader"],
+    "explanation/cost": ["benchmark", "overhead", "latency", "how fast"],
+    "how-to/blocking": ["blocking call in batch function", "blocking", "requests", "sync driver"],
+    "how-to/caching": [
+        "lru cache",
+        "ttl",
+        "cachetools",
+        "memory grows",
+        "duplicate keys in a batch",
+    ],
+    "how-to/databases": [
+        "in clause",
+        "where id in",
+        "rows in the wrong order",
+        "transaction",
+        "cancelled query goes on",
+        "too many clients",
+    ],
+    "how-to/graphql": ["resolver", "stale subscription", "subscription events"],
+    "how-to/groups": ["task group outside scope", "asyncio.taskgroup", "nursery", "exceptiongroup"],
+    "how-to/http": ["rate limit", "bulk api", "rest api"],
+    "how-to/model-calls": ["503", "overload", "backpressure", "embedding", "llm", "single flight"],
+    "how-to/move-from-aiodataloader": ["attribute loop", "graphene", "graphene-sqlalchemy"],
+    "how-to/move-from-strawberry": ["load_fn", "cache_key_fn", "abstractcache"],
+    "how-to/mutations": ["update a row", "invalidate", "stale value", "same row loaded twice"],
+    "how-to/not-batching": [
+        "n+1",
+        "not batching",
+        "loads do not batch",
+        "lambda",
+        "batches of one",
+    ],
+    "how-to/observing": ["logging", "tracing", "metrics", "spans"],
+    "how-to/relations": [
+        "arguments",
+        "books(first: 3)",
+        "foreign key",
+        "first n of each",
+        "has many",
+    ],
+    "how-to/required": ["404", "not found", "type checker none", "v | none", "keynotfounderror"],
+    "how-to/schedules": ["max_batch_size order", "delay", "debounce", "tick", "batchschedulefn"],
+    "how-to/shared-cache": ["stampede", "stale value written back", "thundering herd", "tenant"],
+    "how-to/sqlalchemy": ["session per request", "asyncsession", "detached instance"],
+    "how-to/synchronous": ["celery", "flask", "without asyncio", "sync code", "script"],
+    "how-to/testing": ["notebook", "ipython", "pytest-asyncio", "fixture"],
+    "how-to/threads": ["wrong thread", "different event loop", "executor"],
+    "how-to/troubleshooting": [
+        "is not async",
+        "cannot be awaited",
+        "forgotten await",
+        "wrong user",
+        "module-level loader",
+        "none is cached",
+        "deadlock",
+        "pool exhausted",
+        "sync batch function",
+        "class as a dependency",
+        "called lambda in logs",
+        "error messages",
+        "loadernotopenerror",
+        "loaderclosederror",
+    ],
+    "how-to/value-cache": ["redis wrong password", "redis is away", "second level", "uuid keys"],
+    "how-to/web": [
+        "background task",
+        "client disconnect",
+        "depends session",
+        "dependency user",
+        "dataloader context",
+        "async generator",
+        "per request",
+        "middleware",
+        "async_to_sync deadlock",
+    ],
+    "reference/scopes": ["method batch_loader", "batch_loader on a method"],
+    "tutorial/cancellation": ["timeout", "time limit", "fail_after"],
+    "versionhistory": ["changelog", "release notes"],
+}
+
+
+def add(app: Any, doctree: nodes.document) -> None:
+    page = app.env.docname
+    section = next(iter(doctree.findall(nodes.section)), None)
+    if section is None or page not in IDEAS:
+        return
+    entries = [("single", idea, section["ids"][0], "main", None) for idea in IDEAS[page]]
+    section.insert(1, addnodes.index(entries=entries))
+    app.env.get_domain("index").process_doc(app.env, page, doctree)
+
+
+def check(app: Any, env: Any) -> None:
+    for page in IDEAS.keys() - env.all_docs.keys():
+        logging.getLogger(__name__).warning("ideas.py names the page %s, which is gone", page)
+
+
+def setup(app: Any) -> dict[str, Any]:
+    app.connect("doctree-read", add)
+    app.connect("env-updated", check)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
