@@ -321,3 +321,9 @@ def test_a_constructor_that_forgets_the_one_of_its_base_is_told() -> None:
         with pytest.raises(TypeError, match=r"super\(\).__init__\(\)"):
             use(Forgets())
     assert inspect.getdoc(Forgets.__anyloader__)
+
+
+@pytest.mark.parametrize("wrong", [-1, 0])
+def test_a_max_batch_size_below_one_is_refused(wrong: int) -> None:
+    with pytest.raises(ValueError, match="max_batch_size"):
+        DataLoader(Recorder[int, int](abs), max_batch_size=wrong)
