@@ -14,11 +14,12 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from anyloader import (
@@ -111,7 +112,7 @@ class Source:
     bad_keys: int = 0
     bad_calls: int = 0
     way: str = "raise"
-    sleep: int = 0
+    sleep: float = 0
     limiter: str | None = None
     value_cache: str | None = None
     keys: str = "int"
@@ -298,7 +299,11 @@ class World:
                     pairs.pop()
             if source.kind == "mapping":
                 return dict(pairs)
-            return (value for _, value in pairs) if source.kind == "generator" else [v for _, v in pairs]
+            return (
+                (value for _, value in pairs)
+                if source.kind == "generator"
+                else [v for _, v in pairs]
+            )
 
         return stream if source.kind == "stream" else fetch
 
@@ -313,17 +318,22 @@ class World:
         return Calling(self, Call(number, [self.plain(key) for key in keys], self.tick()))
 
     def unlucky(self, call: Call, of_ten: int, key: int = -1) -> bool:
-        return random.Random(f"{self.program.seed} {call.stamp} {key}").randrange(10) < of_ten
+        before = sum(sorted(other.keys) == sorted(call.keys) for other in self.calls)
+        seed = f"{self.program.seed} {call.source} {sorted(call.keys)} {before} {key}"
+        return random.Random(seed).randrange(10) < of_ten
 
     async def work(self, call: Call, source: Source) -> None:
-        for other in source.needs:
+        # Without a cache functions that need each other go on for ever, as recursive ones do.
+        for other in source.needs if len(self.calls) < 200 else ():
             keys = [self.key(other, (key + 1) % 5) for key in call.keys]
             try:
                 loader = self.loaders[other]
                 await (loader.load(keys[0]) if len(keys) == 1 else loader.load_many(keys))
             except LoadDeadlockError:
-                limited = self.program.scope_limiter or any(s.limiter for s in self.program.sources)
-                if other > call.source and not limited:
+                sources = self.program.sources
+                limited = self.program.scope_limiter or any(one.limiter for one in sources)
+                cyclic = any(n <= i for i, one in enumerate(sources) for n in one.needs)
+                if not limited and not cyclic:
                     self.wrong(f"deadlock of {call}")
             except Exception:
                 pass  # judged where it came from
@@ -384,21 +394,22 @@ class World:
                 self.wrong(f"{call} has no keys")
             if len(call.keys) > source.option("max_batch_size", 99):
                 self.wrong(f"{call} is too big")
-            if source.option("max_batch_weight") and len(call.keys) > 1:
-                if sum(key + 1 for key in call.keys) > source.option("max_batch_weight"):
-                    self.wrong(f"{call} is too heavy")
+            weight = sum(key + 1 for key in call.keys)
+            if len(call.keys) > 1 and weight > source.option("max_batch_weight", 99):
+                self.wrong(f"{call} is too heavy")
             sure = source.keys != "broken" and not source.cache_map
-            if (source.kind == "stream" or source.option("deduplicate")) and sure:
-                if len(set(call.keys)) < len(call.keys):
-                    self.wrong(f"{call} has a key twice")
+            once = sure and (source.kind == "stream" or source.option("deduplicate"))
+            if once and len(set(call.keys)) < len(call.keys):
+                self.wrong(f"{call} has a key twice")
             if call.ended is None:
                 self.wrong(f"{call} never ended")
             sent.update((call.source, key) for key in call.keys)
         for (number, key), times in sent.items():
             source = self.program.sources[number]
-            if source.option("cache", True) is True and source.keys != "broken" and not source.cache_map:
-                if times > 1 + self.resets[number, key]:
-                    self.wrong(f"key {key} of loader {number} was sent {times} times")
+            sure = source.keys != "broken" and not source.cache_map
+            shared = sure and source.option("cache", True) is True
+            if shared and times > 1 + self.resets[number, key]:
+                self.wrong(f"key {key} of loader {number} was sent {times} times")
 
     # The tasks
 
@@ -519,7 +530,7 @@ class World:
                     raise Broken("the body")
                 if program.end == "cancelled":
                     around.cancel()
-                    await anyio.sleep(0)
+                    await anyio.lowlevel.checkpoint()
 
         self.end_time = float("inf")
         with anyio.CancelScope() as around:
@@ -666,7 +677,9 @@ def simpler(program: Program) -> Iterator[Program]:
             if len(op.keys) > 1:
                 smaller.append((*task[:at], replace(op, keys=op.keys[:-1]), *task[at + 1 :]))
             for one in smaller:
-                yield replace(program, tasks=(*program.tasks[:index], one, *program.tasks[index + 1 :]))
+                yield replace(
+                    program, tasks=(*program.tasks[:index], one, *program.tasks[index + 1 :])
+                )
     plain = Source()
     for index, source in enumerate(program.sources):
         changes = [

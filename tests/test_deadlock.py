@@ -15,6 +15,7 @@ from anyloader import (
     DataLoader,
     LoadDeadlockError,
     LoaderScope,
+    batch_loader,
     schedules,
 )
 from support import (
@@ -216,6 +217,22 @@ async def test_a_waiter_behind_a_deadlock_of_two_limiters() -> None:
             "LoadDeadlockError",
             "NoneType",
         ]
+
+
+async def test_awaiting_a_batch_that_gets_no_token_even_if_somebody_dispatches_it() -> None:
+    limiter = anyio.CapacityLimiter(1)
+
+    @batch_loader(schedule=schedules.manual(), limiter=limiter)
+    async def manual(keys: list[int]) -> list[int]:
+        return keys
+
+    @batch_loader(limiter=limiter)
+    async def outer(keys: list[int]) -> list[int]:
+        return await manual.load_many(keys)
+
+    async with LoaderScope():
+        with anyio.fail_after(5), pytest.raises(LoadDeadlockError, match=r"outer -> .*manual"):
+            await outer.load(1)
 
 
 # --- What the error says, and what comes after ---
