@@ -6,8 +6,13 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from anyloader import DataLoader, schedules
+from anyloader import (
+    DataLoader,
+    schedules,
+)
+from anyloader.hooks import BatchOpened
 from support import Recorder, wait_all_tasks_blocked
+from support.tasks import asyncio_group, needs_eager_tasks, run_with_eager_tasks
 
 pytestmark = pytest.mark.anyio
 
@@ -273,3 +278,62 @@ async def test_a_key_taken_out_of_the_batch_makes_room() -> None:
         loader.load_many([4, 5])
         await handle
     assert fetch.calls == [[2, 3, 4]]
+
+
+async def test_an_illegal_move_of_a_batch_raises_and_changes_nothing() -> None:
+    async with DataLoader(Recorder[int, int](abs)) as loader:
+        handle = loader.load(1)
+        batch = handle._batch
+        assert batch is not None
+        with pytest.raises(RuntimeError, match="cannot start while open"):
+            batch.start()
+        assert batch.is_open
+        assert await handle == 1
+
+
+@pytest.mark.only_on("asyncio")
+async def test_a_full_batch_passes_no_more_rounds() -> None:
+    async def rounds_until_called(schedule: schedules.Schedule) -> int:
+        recorder = Recorder[int, int](abs)
+        async with DataLoader(recorder, max_batch_size=2, schedule=schedule) as loader:
+            loader.load(1)
+            await anyio.lowlevel.checkpoint()
+            loader.load(2)
+            rounds = 0
+            while not recorder.calls:
+                await anyio.lowlevel.checkpoint()
+                rounds += 1
+        return rounds
+
+    assert await rounds_until_called(schedules.quiescent()) == 1
+    assert await rounds_until_called(schedules.rounds(50)) == 1
+
+
+@needs_eager_tasks
+def test_a_batch_does_not_leave_before_its_key_is_in() -> None:
+    recorder = Recorder[int, int](abs)
+
+    async def main() -> None:
+        async with asyncio_group() as group:
+            loader = DataLoader(recorder, task_group=group, schedule=schedules.rounds(0))
+            with anyio.fail_after(5):
+                assert await loader.load_many([1, 2]) == [1, 2]
+
+    run_with_eager_tasks(main)
+    assert recorder.calls == [[1, 2]]
+
+
+async def test_a_key_joins_the_batch_that_a_hook_has_opened_last() -> None:
+    once: list[object] = []
+
+    def load_three(event: object) -> None:
+        if isinstance(event, BatchOpened) and not once:
+            once.append(event)
+            for key in (-2, -3, -4):
+                loader.load(key)
+
+    recorder = Recorder[int, int](abs)
+    async with DataLoader(recorder, max_batch_size=2, hooks=[load_three]) as loader:
+        assert await loader.load(-1) == 1
+        await wait_all_tasks_blocked()
+    assert sorted(recorder.calls) == [[-4, -1], [-2, -3]]

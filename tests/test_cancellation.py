@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,8 +14,13 @@ import anyio
 import pytest
 
 import anyloader
-from anyloader import DataLoader, LoadHandle, schedules
+from anyloader import (
+    DataLoader,
+    LoadHandle,
+    schedules,
+)
 from support import Recorder, run_seeds, wait_all_tasks_blocked
+from support.loads import cancel_once_blocked
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -122,7 +127,9 @@ async def wait_for_is_cancelled(load: Coroutine[Any, Any, Any]) -> None:
 
 
 ANYIO_WAYS: list[Way] = [scope, cancelled_scope, deadline, sibling_fails]
+
 TRIO_WAYS: list[Way] = [trio_scope, trio_deadline, trio_sibling_fails]
+
 ASYNCIO_WAYS: list[Way] = [
     task_cancel,
     task_of_the_load_cancel,
@@ -146,7 +153,6 @@ if sys.version_info >= (3, 11):
                 raise Failed
 
     ASYNCIO_WAYS += [timeout, asyncio_sibling_fails]
-
 
 # --- 5.1: no other waiter, handle, load or later load ---
 
@@ -483,3 +489,88 @@ async def test_loads_given_up_one_by_one_cost_o_n_under_max_batch_size() -> None
         return count[0]
 
     assert await cost(200) < 6 * await cost(50)
+
+
+@asynccontextmanager
+async def native_group(backend: str) -> AsyncIterator[Any]:
+    """A task group of the event loop's own library, as its users would write it."""
+    if backend == "trio":
+        import trio
+
+        async with trio.open_nursery() as nursery:
+            yield nursery.start_soon
+    elif sys.version_info < (3, 11):
+        pytest.skip("asyncio.TaskGroup is new in Python 3.11")
+    else:
+        async with asyncio.TaskGroup() as tg:
+            yield lambda fn, *args: tg.create_task(fn(*args))
+
+
+@pytest.mark.parametrize("handles", ["one handle", "two handles"])
+async def test_a_cancelled_waiter_does_not_cancel_another_one_of_its_key(handles: str) -> None:
+    gate = anyio.Event()
+    got: list[int] = []
+    scope = anyio.CancelScope()
+
+    async def first(load: Awaitable[int]) -> None:
+        with scope:
+            await load
+            got.append(0)
+
+    async def second(load: Awaitable[int]) -> None:
+        got.append(await load)
+
+    async with DataLoader(Recorder[int, int](abs, gate=gate)) as loader:
+        async with anyio.create_task_group() as tg:
+            load = loader.load(-1)
+            tg.start_soon(first, load)
+            tg.start_soon(second, load if handles == "one handle" else loader.load(-1))
+            await cancel_once_blocked(scope)
+            gate.set()
+        assert got == [1]
+        assert await loader.load(-1) == 1
+
+
+@pytest.mark.virtual_time
+async def test_a_waiter_that_times_out_does_not_cancel_another_one_of_its_key() -> None:
+    got: list[Any] = []
+
+    async def fetch(keys: list[int]) -> list[int]:
+        await anyio.sleep(10)
+        return keys
+
+    async def impatient() -> None:
+        with anyio.move_on_after(1) as scope:
+            await loader.load(1)
+        got.append(scope.cancelled_caught)
+
+    async def patient() -> None:
+        got.append(await loader.load(1))
+
+    async with DataLoader(fetch) as loader, anyio.create_task_group() as tg:
+        tg.start_soon(impatient)
+        tg.start_soon(patient)
+    assert got == [True, 1]
+
+
+async def test_a_task_group_does_not_end_with_a_waiter_silently_cancelled(
+    anyio_backend_name: str,
+) -> None:
+    gate = anyio.Event()
+    got: list[int] = []
+    scope = anyio.CancelScope()
+
+    async def cancelled() -> None:
+        with scope:
+            await loader.load(-1)
+
+    async def waiter() -> None:
+        got.append(await loader.load(-1))
+
+    async with DataLoader(Recorder[int, int](abs, gate=gate)) as loader:
+        async with native_group(anyio_backend_name) as start:
+            start(cancelled)
+            start(waiter)
+            await cancel_once_blocked(scope)
+            gate.set()
+        assert got == [1]

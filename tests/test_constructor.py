@@ -113,7 +113,8 @@ def options(**given: Any) -> dict[str, Any]:
         (options(limiter=5), TypeError, "an anyio.CapacityLimiter, anyloader.limit(n) or None"),
         (options(name=7), TypeError, "a str"),
     ],
-    ids=lambda value: str(value) if isinstance(value, dict) else "",
+    # Without the addresses of objects: pytest-xdist compares the names that its workers have.
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
 def test_wrong_argument_is_refused_with_what_was_expected_and_got(
     given: dict[str, Any], error: type[Exception], expected: str
@@ -321,3 +322,9 @@ def test_a_constructor_that_forgets_the_one_of_its_base_is_told() -> None:
         with pytest.raises(TypeError, match=r"super\(\).__init__\(\)"):
             use(Forgets())
     assert inspect.getdoc(Forgets.__anyloader__)
+
+
+@pytest.mark.parametrize("wrong", [-1, 0])
+def test_a_max_batch_size_below_one_is_refused(wrong: int) -> None:
+    with pytest.raises(ValueError, match="max_batch_size"):
+        DataLoader(Recorder[int, int](abs), max_batch_size=wrong)

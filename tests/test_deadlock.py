@@ -4,125 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack
-from itertools import pairwise
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable
 
 import anyio
 import anyio.from_thread
 import pytest
 from anyio.lowlevel import checkpoint
 
-from anyloader import DataLoader, LoadDeadlockError, in_thread, schedules
-from support import Recorder, run_shuffled, wait_all_tasks_blocked
+from anyloader import (
+    DataLoader,
+    LoadDeadlockError,
+    LoaderScope,
+    batch_loader,
+    schedules,
+)
+from support import (
+    Recorder,
+    wait_all_tasks_blocked,
+)
+from support.deadlocks import (
+    Await,
+    Loaders,
+    each_await,
+    settled,
+)
+from support.loads import outcome
 
 pytestmark = pytest.mark.anyio
-
-Loader = DataLoader[int, Any]
-Await = Callable[[Loader, int], Awaitable[object]]
-
-
-async def settled(load: Awaitable[Any]) -> Any:
-    """Await what would hang if a deadlock went unseen."""
-    with anyio.fail_after(5):
-        return await load
-
-
-async def by_load(loader: Loader, key: int) -> object:
-    return await loader.load(key)
-
-
-async def by_wait(loader: Loader, key: int) -> object:
-    handle = loader.load(key)
-    await handle.wait()
-    return handle
-
-
-async def by_load_many(loader: Loader, key: int) -> object:
-    return await loader.load_many([key])
-
-
-async def by_load_many_among_others(loader: Loader, key: int) -> object:
-    return await loader.load_many([1_000, key, 1_001], return_exceptions=True)
-
-
-async def in_a_task(loader: Loader, key: int) -> object:
-    results: list[object] = []
-    errors: list[LoadDeadlockError] = []
-
-    async def child() -> None:
-        try:
-            results.append(await loader.load(key))
-        except LoadDeadlockError as exc:
-            errors.append(exc)
-
-    async with anyio.create_task_group() as tg:
-        tg.start_soon(child)
-    if errors:
-        raise errors[0]
-    return results[0]
-
-
-async def in_a_thread(loader: Loader, key: int) -> object:
-    def blocking(keys: list[int]) -> list[object]:
-        return [anyio.from_thread.run(loader.load, key) for key in keys]
-
-    return await in_thread(blocking)([key])
-
-
-AWAITS: list[Await] = [
-    by_load,
-    by_wait,
-    by_load_many,
-    by_load_many_among_others,
-    in_a_task,
-    in_a_thread,
-]
-each_await = pytest.mark.parametrize("await_", AWAITS, ids=lambda function: function.__name__)
-
-
-class Loaders:
-    """Loaders that load from each other: ``needs[name][key]`` is the load that a key needs.
-
-    Each function awaits what its keys need, one after the other, but for keys of 1,000 and more,
-    which need nothing. The value of a key is its own number.
-    """
-
-    def __init__(self, await_: Await = by_load) -> None:
-        self.needs: dict[str, dict[int, tuple[str, int]]] = {}
-        self.errors: list[LoadDeadlockError] = []
-        self.by_name: dict[str, Loader] = {}
-        self._await = await_
-        self._stack = AsyncExitStack()
-
-    async def __aenter__(self) -> Loaders:
-        await self._stack.__aenter__()
-        return self
-
-    async def __aexit__(self, *exc_info: Any) -> None:
-        await self._stack.__aexit__(*exc_info)
-
-    async def open(
-        self, name: str, needs: dict[int, tuple[str, int]] | None = None, **options: Any
-    ) -> Loader:
-        self.needs[name] = needs or {}
-
-        async def fetch(keys: list[int]) -> list[int]:
-            for key in keys:
-                if key in self.needs[name]:
-                    other, needed = self.needs[name][key]
-                    try:
-                        await self._await(self.by_name[other], needed)
-                    except LoadDeadlockError as exc:
-                        self.errors.append(exc)
-                        raise
-            return keys
-
-        loader = DataLoader(fetch, name=name, **options)
-        self.by_name[name] = loader
-        return await self._stack.enter_async_context(loader)
-
 
 # --- Cycles of loads ---
 
@@ -311,260 +219,20 @@ async def test_a_waiter_behind_a_deadlock_of_two_limiters() -> None:
         ]
 
 
-# --- No false alarms ---
-
-
-def children(key: int) -> list[int]:
-    return [] if key >= 50 else [key * 3 + n for n in range(1, 4)]
-
-
-async def test_a_loader_may_descend_a_tree_by_its_own_loads() -> None:
-    async def subtree_size(keys: list[int]) -> list[int]:
-        sizes = []
-        for key in keys:
-            sizes.append(1 + sum(await loader.load_many(children(key))))
-        return sizes
-
-    async with DataLoader(subtree_size) as loader:
-        nodes = [0]
-        for node in nodes:
-            nodes += children(node)
-        assert await settled(loader.load(0)) == len(nodes)
-
-
-async def test_loaders_may_load_from_each_other_without_a_cycle() -> None:
-    async with Loaders() as loaders:
-        a = await loaders.open("a", {n: ("b", n + 1) for n in range(0, 10)})
-        await loaders.open("b", {n: ("a", n + 1) for n in range(0, 10)})
-        assert await settled(a.load(0)) == 0
-    assert loaders.errors == []
-
-
-@each_await
-async def test_a_shared_limiter_with_tokens_enough(await_: Await) -> None:
-    limiter = anyio.CapacityLimiter(4)
-    async with Loaders(await_) as loaders:
-        a = await loaders.open("a", {1: ("b", 1)}, limiter=limiter)
-        await loaders.open("b", {1: ("c", 1)}, limiter=limiter)
-        await loaders.open("c", {1: ("a", 2)}, limiter=limiter)
-        assert await settled(a.load(1)) == 1
-    assert loaders.errors == []
-
-
-@pytest.mark.parametrize("tokens", [1, 2])
-async def test_a_token_that_somebody_else_holds(tokens: int) -> None:
-    """Who is no batch may give it back whenever he likes."""
-    limiter = anyio.CapacityLimiter(tokens)
-    async with Loaders() as loaders:
-        a = await loaders.open("a", {1: ("b", 1)}, limiter=limiter if tokens == 2 else None)
-        await loaders.open("b", limiter=limiter)
-        async with limiter:
-            handle = a.load(1)
-            await wait_all_tasks_blocked()
-            assert limiter.available_tokens == 0
-            assert handle.status is handle.Status.PENDING
-        assert await settled(handle) == 1
-    assert loaders.errors == []
-
-
-async def settles_once_the_token_is_free(
-    loader: DataLoader[int, int], limiter: anyio.CapacityLimiter, gate: anyio.Event
-) -> None:
-    handle = loader.load(1)
-    await wait_all_tasks_blocked()
-    assert limiter.statistics().tasks_waiting == 1
-    gate.set()
-    assert await settled(handle) == 1
-
-
-async def test_a_token_of_a_batch_that_waits_for_nobody() -> None:
+async def test_awaiting_a_batch_that_gets_no_token_even_if_somebody_dispatches_it() -> None:
     limiter = anyio.CapacityLimiter(1)
-    gate = anyio.Event()
-    fetch = Recorder[int, int](lambda key: key, gate=gate)
-    async with DataLoader(fetch, limiter=limiter) as busy, Loaders() as loaders:
-        a = await loaders.open("a", {1: ("b", 1)})
-        await loaders.open("b", limiter=limiter)
-        busy.load(1)
-        await wait_all_tasks_blocked()
-        await settles_once_the_token_is_free(a, limiter, gate)
-    assert loaders.errors == []
 
-
-async def test_a_token_behind_many_batches_of_which_the_last_waits_for_nobody() -> None:
-    limiter = anyio.CapacityLimiter(1)
-    gate = anyio.Event()
-    fetch = Recorder[int, int](lambda key: key, gate=gate)
-    async with DataLoader(fetch) as last, Loaders() as loaders:
-        loaders.by_name["last"] = last
-        names = [*"abcdefg", "last"]
-        for name, needed in pairwise(names):
-            await loaders.open(name, {1: (needed, 1)}, limiter=limiter if name == "a" else None)
-        waiter = await loaders.open("waiter", {1: ("a", 1000)})
-        loaders.by_name["a"].load(1)
-        await wait_all_tasks_blocked()
-        await settles_once_the_token_is_free(waiter, limiter, gate)
-    assert loaders.errors == []
-
-
-def test_a_batch_that_is_done_holds_nobody_up(shuffled_backend: str) -> None:
-    """``x`` ends and its token goes to ``y``, which awaits the very batch that awaits ``x``.
-
-    Whether that batch or ``y`` gets its next step first is the scheduler's to decide.
-    """
-
-    async def chain() -> list[Any]:
-        limiter = anyio.CapacityLimiter(1)
-        gate = anyio.Event()
-        fetch = Recorder[int, int](lambda key: key, gate=gate)
-        async with DataLoader(fetch, limiter=limiter) as x, Loaders() as loaders:
-            loaders.by_name["x"] = x
-            a = await loaders.open("a", {1: ("x", 1)})
-            y = await loaders.open("y", {1: ("a", 1)}, limiter=limiter)
-            a.load(1)
-            await wait_all_tasks_blocked()
-            handle = y.load_many([1], return_exceptions=True)
-            await wait_all_tasks_blocked()
-            gate.set()
-            return await handle
-
-    for seed in range(30):
-        assert run_shuffled(shuffled_backend, seed, chain) == [1], f"seed {seed}"
-
-
-@pytest.mark.parametrize("tokens", [None, 2])
-async def test_many_callers_at_once(tokens: int | None) -> None:
-    limiter = None if tokens is None else anyio.CapacityLimiter(tokens)
-    async with Loaders(in_a_task) as loaders:
-        a = await loaders.open("a", {n: ("b", n // 2) for n in range(20)}, max_batch_size=3)
-        await loaders.open("b", {n: ("c", n // 2) for n in range(20)}, max_batch_size=2)
-        await loaders.open("c", limiter=limiter)
-        assert await settled(a.load_many(range(20))) == [*range(20)]
-    assert loaders.errors == []
-
-
-async def test_a_task_that_outlives_its_batch_function_may_load_the_key() -> None:
-    results: list[int] = []
-
-    async def later(key: int) -> None:
-        await ended.wait()
-        results.append(await loader.load(key))
-        loader.clear(key)
-        results.append(await loader.load(key))
-
-    async def fetch(keys: list[int]) -> list[int]:
-        if not ended.is_set():
-            tg.start_soon(later, keys[0])
+    @batch_loader(schedule=schedules.manual(), limiter=limiter)
+    async def manual(keys: list[int]) -> list[int]:
         return keys
 
-    ended = anyio.Event()
-    async with DataLoader(fetch) as loader, anyio.create_task_group() as tg:
-        assert await loader.load(1) == 1
-        ended.set()
-    assert results == [1, 1]
+    @batch_loader(limiter=limiter)
+    async def outer(keys: list[int]) -> list[int]:
+        return await manual.load_many(keys)
 
-
-async def test_a_task_that_outlived_its_batch_function_holds_nobody_up() -> None:
-    """``a`` awaits two batches of ``x``; one is done, and left a task that awaits ``y``."""
-    gates = {"x": anyio.Event(), "y": anyio.Event()}
-
-    async def fetch_x(keys: list[int]) -> list[int]:
-        if keys == [1]:
-            tg.start_soon(by_load, y, 1)
-        else:
-            await gates["x"].wait()
-        return keys
-
-    async def fetch_a(keys: list[int]) -> list[int]:
-        return (await x.load_many([1, 2]))[:1]
-
-    async def fetch_y(keys: list[int]) -> list[int]:
-        await gates["y"].wait()
-        tg.start_soon(open_gate_of_x)
-        return [await a.load(1)]
-
-    async def open_gate_of_x() -> None:
-        await wait_all_tasks_blocked()
-        gates["x"].set()
-
-    async with (
-        DataLoader(fetch_x, batch=False) as x,
-        DataLoader(fetch_y) as y,
-        DataLoader(fetch_a) as a,
-        anyio.create_task_group() as tg,
-    ):
-        handle = a.load(1)
-        await wait_all_tasks_blocked()
-        gates["y"].set()
-        assert await settled(y.load(1)) == 1
-        assert await settled(handle) == 1
-
-
-async def test_an_await_that_is_over_holds_nobody_up() -> None:
-    """``b`` gives what ``a`` awaits and runs on; then it awaits ``a``, which runs on too."""
-    given = anyio.Event()
-
-    async def fetch(keys: list[int]) -> list[int]:
-        assert await b.load(1) == 10
-        given.set()
-        await wait_all_tasks_blocked()
-        return keys
-
-    async def stream(keys: list[int]) -> AsyncGenerator[tuple[int, int], None]:
-        yield 1, 10
-        await given.wait()
-        yield 2, await a.load(1)
-
-    async with DataLoader(stream, schedule=schedules.manual()) as b, DataLoader(fetch) as a:
-        one, two = a.load(1), b.load(2)
-        await wait_all_tasks_blocked()
-        b.dispatch()
-        assert [await settled(one), await settled(two)] == [1, 1]
-
-
-async def test_one_of_two_awaits_that_is_over_leaves_the_other() -> None:
-    gate = anyio.Event()
-
-    async def fetch_a(keys: list[int]) -> list[int]:
-        async with anyio.create_task_group() as tg:
-
-            async def give_up() -> None:
-                with anyio.CancelScope() as scope:
-                    scopes.append(scope)
-                    await b.load(1)
-
-            tg.start_soon(give_up)
-            await b.load(2).wait()
-        return keys
-
-    async def fetch_b(keys: list[int]) -> list[int]:
-        await gate.wait()
-        return [await a.load(1) for _ in keys]
-
-    scopes: list[anyio.CancelScope] = []
-    async with DataLoader(fetch_b, schedule=schedules.manual()) as b, DataLoader(fetch_a) as a:
-        handle, failing = a.load(1), b.load(2)
-        await wait_all_tasks_blocked()
-        b.dispatch()
-        await wait_all_tasks_blocked()
-        scopes[0].cancel()
-        await wait_all_tasks_blocked()
-        gate.set()
-        assert await settled(handle) == 1
-        with pytest.raises(LoadDeadlockError):
-            await failing
-
-
-async def test_loading_without_awaiting() -> None:
-    """Only an await can end in a deadlock."""
-
-    async def fetch(keys: list[int]) -> list[int]:
-        loader.load(keys[0])
-        loader.load_many([*keys, *[key + 1 for key in keys if key < 5]])
-        return keys
-
-    async with DataLoader(fetch, limiter=anyio.CapacityLimiter(1)) as loader:
-        assert await settled(loader.load(1)) == 1
-        assert await settled(loader.load(4)) == 4
+    async with LoaderScope():
+        with anyio.fail_after(5), pytest.raises(LoadDeadlockError, match=r"outer -> .*manual"):
+            await outer.load(1)
 
 
 # --- What the error says, and what comes after ---
@@ -659,3 +327,45 @@ async def test_a_cancelled_function_that_cleans_up_still_holds_its_token(loader:
                 await wait_all_tasks_blocked()
                 tg.cancel_scope.cancel()
     assert [type(error) for error in errors] == [LoadDeadlockError]
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("many", [False, True], ids=["load", "load_many"])
+async def test_an_await_that_a_batch_function_gave_up_is_no_part_of_a_cycle(many: bool) -> None:
+    async def first(keys: list[int]) -> list[int]:
+        with anyio.move_on_after(1):
+            if many:
+                await two.load_many(keys)
+            else:
+                await two.load(keys[0])
+        await anyio.sleep(3)
+        return keys
+
+    async def second(keys: list[int]) -> list[int]:
+        await anyio.sleep(2)
+        return await one.load_many(keys)  # which does not wait for this any more
+
+    async with LoaderScope() as scope:
+        one, two = scope.get(first), scope.get(second)
+        one.load(1)
+        await wait_all_tasks_blocked()
+        assert await two.load(1) == 1
+
+
+async def test_a_batch_that_loads_its_own_key_gets_an_error() -> None:
+    async def fetch(keys: list[int]) -> list[int]:
+        return await loader.load_many(keys)
+
+    async with DataLoader(fetch) as loader:
+        assert isinstance(await outcome(loader.load(1)), LoadDeadlockError)
+
+
+async def test_batches_that_load_each_other_in_a_circle_get_an_error() -> None:
+    async def to_b(keys: list[int]) -> list[int]:
+        return await b.load_many(keys)
+
+    async def to_a(keys: list[int]) -> list[int]:
+        return await a.load_many(keys)
+
+    async with DataLoader(to_b) as a, DataLoader(to_a) as b:
+        assert isinstance(await outcome(a.load(1)), LoadDeadlockError)

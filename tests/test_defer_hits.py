@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from typing import Any
 
 import anyio
 import pytest
@@ -13,6 +14,7 @@ from support import Recorder, run_seeds, wait_all_tasks_blocked
 pytestmark = pytest.mark.anyio
 
 MANUAL = schedules.manual()
+
 PENDING, FINISHED = LoadHandle.Status.PENDING, LoadHandle.Status.FINISHED
 
 
@@ -257,3 +259,49 @@ async def test_leaving_settles_deferred_hits_that_are_awaited() -> None:
             tg.start_soon(note, loader.load_many([1]))
             await wait_all_tasks_blocked()
     assert sorted(map(str, outcomes)) == ["11", "[11]"]
+
+
+@pytest.mark.virtual_time
+async def test_a_batch_of_which_only_a_deferred_hit_is_left_is_not_sent() -> None:
+    calls: list[list[int]] = []
+
+    async def fetch(keys: list[int]) -> list[int]:
+        calls.append(keys)
+        return keys
+
+    async with DataLoader(fetch, defer_hits=True) as loader:
+        loader.prime(1, 1)
+        many = loader.load_many([2, 1])
+        loader.dispatch()
+        loader.prime(2, 2, force=True)
+        assert await many == [2, 1]
+        await wait_all_tasks_blocked()
+    assert calls == []
+
+
+@pytest.mark.virtual_time
+async def test_a_deferred_hit_of_a_load_many_keeps_no_batch_running() -> None:
+    """It waits for the batch, but is no load of it."""
+    ended: list[str] = []
+
+    async def fetch(keys: list[int]) -> list[int]:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.append("cancelled")
+        return keys
+
+    async def wait_for(many: Any) -> None:
+        assert await many == [2, 1]
+        ended.append("settled")
+
+    with anyio.fail_after(5):
+        async with DataLoader(fetch, defer_hits=True) as loader, anyio.create_task_group() as tg:
+            loader.prime(1, 1)
+            many, load = loader.load_many([2, 1]), loader.load(3)
+            tg.start_soon(wait_for, many)
+            loader.prime(2, 2, force=True)
+            with anyio.move_on_after(1):
+                await load
+            await wait_all_tasks_blocked()
+            assert sorted(ended) == ["cancelled", "settled"]

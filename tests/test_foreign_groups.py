@@ -5,15 +5,30 @@ In a process of its own, as what goes wrong there takes the event loop for ever.
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from typing import Any
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from anyloader import DataLoader, LoadCancelledError, LoaderClosedError, LoaderScope
-from support import BACKENDS, run_shuffled
+from anyloader import (
+    DataLoader,
+    LoadCancelledError,
+    LoaderClosedError,
+    LoaderScope,
+    LoadHandle,
+    schedules,
+)
+from support import (
+    BACKENDS,
+    Recorder,
+    run_shuffled,
+    wait_all_tasks_blocked,
+)
 from support.programs import run_program
+from support.tasks import asyncio_group, needs_eager_tasks, run_with_eager_tasks
 
 pytestmark = pytest.mark.anyio
 
@@ -172,3 +187,158 @@ async def test_the_same_loader_scope_in_a_foreign_group() -> None:
                     except LoadCancelledError:
                         pass
     assert len(seen) == 3
+
+
+async def cancel_later(scope: anyio.CancelScope) -> None:
+    await wait_all_tasks_blocked()
+    scope.cancel()
+
+
+needs_task_group = pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="asyncio.TaskGroup is new in Python 3.11"
+)
+
+
+@pytest.mark.only_on("asyncio")
+async def test_a_native_cancellation_never_met_does_not_reach_a_foreign_group() -> None:
+    async def fetch(keys: list[int]) -> list[int]:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return keys
+
+    cancelled: list[bool] = []
+    async with anyio.create_task_group() as tg:
+        loader = DataLoader(fetch, task_group=tg)
+        assert await loader.load(1) == 1
+        await wait_all_tasks_blocked()
+        cancelled.append(tg.cancel_scope.cancel_called)
+    assert cancelled == [False]  # and the body came so far
+
+
+async def test_leaving_a_scope_in_a_given_group_can_be_cancelled() -> None:
+    async with anyio.create_task_group() as tg, anyio.create_task_group() as waiters:
+        with anyio.CancelScope() as scope:
+            async with LoaderScope(tg) as loaders:
+                loader = loaders.get(Recorder[int, int](abs, gate=anyio.Event()))
+                waiters.start_soon(loader.load(1).wait)
+                await wait_all_tasks_blocked()
+                waiters.start_soon(cancel_later, scope)
+        assert scope.cancelled_caught
+
+
+@pytest.mark.virtual_time
+async def test_leaving_a_scope_in_a_given_group_waits_for_cleanup_though_it_is_cancelled() -> None:
+    ended: list[str] = []
+
+    async def fetch(keys: list[int]) -> list[int]:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(2)
+            ended.append("cleaned up")
+        return keys
+
+    async with anyio.create_task_group() as tg, anyio.create_task_group() as waiters:
+        with anyio.move_on_after(1):
+            async with LoaderScope(tg) as scope:
+                waiters.start_soon(scope.get(fetch).load(1).wait)
+                await wait_all_tasks_blocked()
+        assert ended == ["cleaned up"]
+
+
+async def test_a_load_refused_as_the_group_has_ended_ends_those_that_are_queued() -> None:
+    loader: Any = None
+    queued: Any = None
+    async with anyio.create_task_group() as tg:
+        loader = DataLoader(
+            Recorder[int, int](abs), task_group=tg, schedule=schedules.manual(), cache=False
+        )
+        queued = loader.load(1)
+    assert queued.status.name == "PENDING"
+    with pytest.raises(LoaderClosedError):
+        loader.load(2)
+    assert queued.status.name == "FAILED"
+
+
+@needs_eager_tasks
+def test_a_batch_that_a_failing_group_cancels_adds_no_error_of_its_own() -> None:
+    loads: list[LoadHandle[int]] = []
+
+    async def main() -> None:
+        async with asyncio_group() as group:
+            loads.append(DataLoader(Recorder[int, int](abs), task_group=group).load(1))
+            raise ValueError
+
+    with pytest.raises(BaseException) as caught:
+        run_with_eager_tasks(main)
+    assert [type(exc) for exc in getattr(caught.value, "exceptions", ())] == [ValueError]
+    assert loads[0].status is LoadHandle.Status.CANCELLED
+
+
+@pytest.mark.only_on("asyncio")
+@needs_task_group
+async def test_a_group_that_fails_takes_no_loads_but_lets_a_batch_finish() -> None:
+    gate, cleaned_up = anyio.Event(), anyio.Event()
+
+    async def fetch(keys: list[int]) -> list[int]:
+        try:
+            await gate.wait()
+        except asyncio.CancelledError:
+            await cleaned_up.wait()
+        return keys
+
+    async def fail() -> None:
+        raise ValueError
+
+    handles: list[LoadHandle[int]] = []
+    with pytest.raises(BaseException) as caught:
+        async with asyncio_group() as group:
+            loader = DataLoader(fetch, task_group=group, schedule=schedules.manual())
+            handles.append(loader.load(1))
+            loader.dispatch()
+            await wait_all_tasks_blocked()
+            group.create_task(fail())
+            try:
+                await anyio.sleep_forever()
+            finally:
+                with pytest.raises(LoaderClosedError):
+                    loader.load(2)
+                cleaned_up.set()
+    assert [type(exc) for exc in getattr(caught.value, "exceptions", ())] == [ValueError]
+    assert handles[0].return_value == 1
+
+
+@pytest.mark.only_on("asyncio")
+@pytest.mark.filterwarnings("ignore:coroutine 'Dispatcher._work' was never awaited")  # by anyio
+async def test_a_scope_in_a_given_group_can_be_left_though_a_task_never_began() -> None:
+    """It was cancelled natively in the round that it was made in, as asyncio.run() does at its end."""
+
+    async def job() -> None:
+        async with anyio.create_task_group() as tg:
+            async with LoaderScope(tg) as scope:
+                load = scope.get(Recorder[int, int](abs)).load(1)
+                for task in asyncio.all_tasks():
+                    if task.get_name().startswith("anyloader"):
+                        task.cancel()
+                await load
+
+    with anyio.fail_after(5):
+        await asyncio.create_task(job())
+
+
+@pytest.mark.virtual_time
+async def test_a_batch_dropped_while_it_waits_for_a_token_holds_no_group_open() -> None:
+    async def fetch(keys: list[int]) -> list[int]:
+        return keys
+
+    limiter = anyio.CapacityLimiter(1)
+    async with limiter:
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tg:
+                loader = DataLoader(fetch, task_group=tg, limiter=limiter)
+                with anyio.move_on_after(1):
+                    await loader.load(1)
+                assert limiter.statistics().tasks_waiting == 1
+                loader.dispatch()

@@ -6,15 +6,21 @@ Counted are the lines and the calls of C functions that Python runs, at n and at
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from anyloader import DataLoader, LoadCancelledError, LoaderScope
-from support import wait_all_tasks_blocked
+from anyloader import (
+    DataLoader,
+    LoadCancelledError,
+    LoaderScope,
+)
+from support import Recorder, wait_all_tasks_blocked
 
 pytestmark = pytest.mark.anyio
 
@@ -355,3 +361,65 @@ async def test_cancelled_waiters_are_not_in_the_way_of_later_work() -> None:
             raise_later = handle
         await raise_later
     await wait_all_tasks_blocked()
+
+
+@contextmanager
+def counting(steps: list[str]) -> Iterator[None]:
+    """Note the lines of this package that run, each turn of a loop anew."""
+
+    def trace_lines(frame: FrameType, event: str, arg: object) -> Any:
+        steps.append(frame.f_code.co_name)
+        return trace_lines
+
+    def trace_calls(frame: FrameType, event: str, arg: object) -> Any:
+        ours = frame.f_globals.get("__package__") == "anyloader"
+        return trace_lines if ours else None
+
+    before = sys.gettrace()
+    sys.settrace(trace_calls)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+async def steps_of_cancelling(n: int, load: Callable[[DataLoader[int, int], int], Any]) -> int:
+    """Cancel ``n`` waiting tasks; say in how many steps."""
+    steps: list[str] = []
+
+    async def wait(one: Any) -> None:
+        await one
+
+    async with DataLoader(Recorder[int, int](abs, gate=anyio.Event())) as loader:
+        async with anyio.create_task_group() as tg:
+            for key in range(n):
+                tg.start_soon(wait, load(loader, key))
+            await wait_all_tasks_blocked()
+            with anyio.CancelScope(shield=True), counting(steps):
+                tg.cancel_scope.cancel()
+                await wait_all_tasks_blocked()
+        assert loader.statistics().running == 0
+    return len(steps)
+
+
+def of_one_key(loader: DataLoader[int, int], key: int) -> Any:
+    return loader.load(0)
+
+
+def one_handle(loader: DataLoader[int, int], key: int) -> Any:
+    return loader.peek(0) or loader.load(0)
+
+
+def many_of_one(loader: DataLoader[int, int], key: int) -> Any:
+    return loader.load_many([key])
+
+
+@pytest.mark.parametrize(
+    "load",
+    [DataLoader.load, of_one_key, one_handle, many_of_one],
+    ids=["a key each", "one key", "one handle", "a load_many each"],
+)
+async def test_cancelling_n_waiters_takes_steps_in_proportion_to_n(load: Any) -> None:
+    few, many = await steps_of_cancelling(50, load), await steps_of_cancelling(200, load)
+    assert few > 50
+    assert many < 5 * few

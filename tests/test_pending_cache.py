@@ -186,3 +186,21 @@ async def test_a_value_forced_while_a_batch_runs_ends_the_sharing_of_what_that_h
         gate.set()
         assert [await old, await new] == [1, 1]
     assert fetch.calls == [[1], [1]]
+
+
+@pytest.mark.virtual_time
+async def test_what_a_value_cache_has_is_forgotten_where_only_pending_loads_are_shared() -> None:
+    class Values:
+        async def get_many(self, keys: Any) -> dict[int, int]:
+            return {key: -key for key in keys if key == 1}
+
+        async def set_many(self, items: Any) -> None: ...
+
+        async def delete_many(self, keys: Any) -> None: ...
+
+    async def fetch(keys: list[int]) -> list[int]:
+        return keys
+
+    async with DataLoader(fetch, cache="pending", value_cache=Values()) as loader:
+        assert await loader.load_many([1, 2]) == [-1, 2]
+        assert loader.peek(1) is loader.peek(2) is None

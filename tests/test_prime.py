@@ -7,7 +7,10 @@ from collections.abc import AsyncGenerator
 import anyio
 import pytest
 
-from anyloader import DataLoader, schedules
+from anyloader import (
+    DataLoader,
+    schedules,
+)
 from support import Recorder, wait_all_tasks_blocked
 
 pytestmark = pytest.mark.anyio
@@ -237,3 +240,16 @@ async def test_any_value_can_be_primed(value: object) -> None:
     async with DataLoader(recorder) as loader:
         assert await loader.prime(1, value).load(1) is value
     assert recorder.calls == []
+
+
+async def test_prime_with_the_cache_off_changes_nothing() -> None:
+    async with DataLoader(Recorder[int, int](abs), cache=False) as loader:
+        assert await loader.prime(-1, 5).clear(-1).clear_all().load(-1) == 1
+        assert loader.peek(-1) is None
+
+
+async def test_a_handle_that_was_primed_while_queued_stays_in_the_cache() -> None:
+    async with DataLoader(Recorder[int, int](abs)) as loader:
+        load = loader.load(1)
+        assert loader.prime(1, 10, force=True).peek(1) is load
+        assert await load == 10

@@ -11,9 +11,17 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from anyloader import DataLoader, schedules
+from anyloader import (
+    DataLoader,
+    schedules,
+)
 from anyloader.schedules import BatchView
-from support import Recorder, all_orders, run_shuffled, wait_all_tasks_blocked
+from support import (
+    Recorder,
+    all_orders,
+    run_shuffled,
+    wait_all_tasks_blocked,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -390,6 +398,7 @@ async def test_a_schedule_that_is_not_async_fails_its_batch() -> None:
 # --- wrong arguments ---
 
 untyped: Any = schedules
+
 AnyLoader: Any = DataLoader
 
 
@@ -448,3 +457,14 @@ async def test_within_a_schedule_of_the_users_own_rounds_are_counted_for_its_bat
     async with DataLoader(recorder, schedule=schedule) as loader:
         assert await loader.load(-1) == 1
     assert len(passed) == rounds
+
+
+async def test_schedules_say_what_they_are() -> None:
+    made = schedules.quiescent(max_rounds=7), schedules.rounds(2), schedules.window(0.5)
+    assert [repr(s) for s in (schedules.quiescent(), *made, schedules.manual())] == [
+        "quiescent(max_rounds=100)",
+        "quiescent(max_rounds=7)",
+        "rounds(2)",
+        "window(0.5)",
+        "manual()",
+    ]

@@ -1,4 +1,4 @@
-"""The quick form of the soak test; ``python tests/soak.py`` is the long one."""
+"""The quick form of the soak test; ``python tools/soak.py`` is the long one."""
 
 from __future__ import annotations
 

@@ -13,9 +13,15 @@ from typing import Any
 import anyio
 import pytest
 
-from anyloader import DataLoader, LoaderScope, batch_loader, schedules
+from anyloader import (
+    DataLoader,
+    LoaderScope,
+    batch_loader,
+    schedules,
+)
+from anyloader.hooks import LoadHit
 from anyloader.testing import RecordingBatchFn, assert_batches, max_batches
-from support import wait_all_tasks_blocked
+from support import Recorder, wait_all_tasks_blocked
 
 pytestmark = pytest.mark.anyio
 
@@ -327,7 +333,37 @@ def test_the_plugin_imports_nothing_more_before_it_is_used(tmp_path: Path) -> No
         "def test_unused(): assert 'anyloader.testing' not in sys.modules\n"
         "def test_used(max_batches): assert 'anyloader.testing' in sys.modules\n"
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["-p", "no:randomly", "test_it.py"]
     environment = {name: os.environ[name] for name in os.environ if not name.startswith("COV")}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, "2 passed" in done.stdout) == (0, True), done.stdout
+
+
+async def test_a_loader_keeps_its_own_hooks_after_a_block_that_counted_its_batches() -> None:
+    told: list[object] = []
+    async with DataLoader(Recorder[int, int](abs), hooks=[told.append]) as loader:
+        with max_batches(1):
+            await loader.load(1)
+        told.clear()
+        await loader.load(1)
+    assert told == [LoadHit(loader.name, 1)]
+
+
+async def test_a_loader_that_is_opened_in_a_block_is_counted_whoever_loads() -> None:
+    """The task that loads was started before, so that it is in no such block itself."""
+    opened = anyio.Event()
+    loaders: list[DataLoader[int, int]] = []
+
+    async def load() -> None:
+        await opened.wait()
+        await loaders[0].load(1)
+
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(load)
+        with pytest.raises(AssertionError, match="expected at most 0 batches, got 1"):
+            with max_batches(0):
+                async with DataLoader(Recorder[int, int](abs)) as loader:
+                    loaders.append(loader)
+                    opened.set()
+                    await wait_all_tasks_blocked()

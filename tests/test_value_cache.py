@@ -2,54 +2,36 @@
 
 from __future__ import annotations
 
-import logging
 import traceback
-from collections.abc import AsyncIterator, Mapping, Sequence
-from functools import partial
+from collections.abc import (
+    AsyncIterator,
+    Mapping,
+    Sequence,
+)
 from typing import Any
 
 import anyio
 import pytest
 
-from anyloader import DataLoader, LoadCancelledError, LoaderScope, ValueCache, schedules
+from anyloader import (
+    DataLoader,
+    LoaderScope,
+    LoadHandle,
+    ValueCache,
+    schedules,
+)
 from anyloader.hooks import (
     BatchCancelled,
     BatchFinished,
     BatchStarted,
     Event,
-    ValueCacheFailed,
     ValueCacheHit,
     ValueCacheMiss,
 )
 from support import Recorder, wait_all_tasks_blocked
+from support.value_caches import Boom, Store
 
 pytestmark = pytest.mark.anyio
-
-
-class Store:
-    """A value cache in a dict, which remembers how it was called."""
-
-    def __init__(self, values: Mapping[Any, Any] | None = None) -> None:
-        self.values = dict(values or {})
-        self.calls: list[tuple[str, Any]] = []
-
-    async def get_many(self, keys: Sequence[Any]) -> Mapping[Any, Any]:
-        self.calls.append(("get", list(keys)))
-        return {key: self.values[key] for key in keys if key in self.values}
-
-    async def set_many(self, items: Mapping[Any, Any]) -> None:
-        self.calls.append(("set", dict(items)))
-        self.values.update(items)
-
-    async def delete_many(self, keys: Sequence[Any]) -> None:
-        self.calls.append(("delete", list(keys)))
-        for key in keys:
-            self.values.pop(key, None)
-
-
-class Boom(Exception):
-    pass
-
 
 # --- asked once per batch, before the batch function ---
 
@@ -343,206 +325,6 @@ async def test_clear_while_queued_deletes_before_this_batch_asks() -> None:
     assert store.calls[0] == ("delete", [1])
 
 
-# --- what fails there never fails a load, and the hooks hear of it ---
-
-
-class Faulty(Store):
-    """Raises, or returns what it must not, in one of the operations."""
-
-    def __init__(self, operation: str, fault: Any, values: Mapping[Any, Any] | None = None) -> None:
-        super().__init__(values)
-        self.operation, self.fault = operation, fault
-
-    async def _fail(self, operation: str) -> Any:
-        if self.operation != operation:
-            return False
-        if isinstance(self.fault, BaseException):
-            raise self.fault
-        return True
-
-    async def get_many(self, keys: Sequence[Any]) -> Mapping[Any, Any]:
-        found = await super().get_many(keys)
-        return self.fault if await self._fail("get_many") else found
-
-    async def set_many(self, items: Mapping[Any, Any]) -> None:
-        await self._fail("set_many")
-        await super().set_many(items)
-
-    async def delete_many(self, keys: Sequence[Any]) -> None:
-        await self._fail("delete_many")
-        await super().delete_many(keys)
-
-
-class Failures:
-    def __init__(self) -> None:
-        self.told: list[tuple[str, str]] = []
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, ValueCacheFailed):
-            self.told.append((event.operation, repr(event.error)))
-
-
-@pytest.mark.parametrize("operation", ["get_many", "set_many", "delete_many"])
-async def test_an_operation_that_raises_is_told_and_no_load_fails(operation: str) -> None:
-    store, fetch, failures = Faulty(operation, Boom()), Recorder(str), Failures()
-    async with DataLoader(fetch, value_cache=store, hooks=[failures]) as loader:
-        assert await loader.clear(0).load_many([1, 2]) == ["1", "2"]
-        assert await loader.load(1) == "1"
-    assert fetch.calls == [[1, 2]]
-    # What could not be deleted is tried once more on the way out.
-    times = 2 if operation == "delete_many" else 1
-    assert failures.told == [(operation, "Boom()")] * times
-
-
-@pytest.mark.parametrize("operation", ["get_many", "set_many", "delete_many"])
-async def test_the_first_failure_of_a_row_is_logged(
-    operation: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    store = Faulty(operation, Boom())
-    with caplog.at_level(logging.DEBUG):
-        for _ in range(3):
-            async with DataLoader(Recorder(str), value_cache=store) as loader:
-                assert await loader.clear(1).load(1) == "1"
-    records = [record for record in caplog.records if record.name == "anyloader"]
-    assert f"failed in {operation}()" in records[0].getMessage()
-    assert records[0].exc_info is not None
-    # What works in between ends the row: here the calls of the other operations.
-    assert len(records) <= 4
-
-
-@pytest.mark.parametrize("wrong", [["one", "two"], ["one"], None, "ab", 1], ids=repr)
-async def test_what_is_no_mapping_is_refused_and_told(wrong: object) -> None:
-    store, fetch, failures = Faulty("get_many", wrong), Recorder(str), Failures()
-    async with DataLoader(fetch, value_cache=store, hooks=[failures]) as loader:
-        assert await loader.load_many([1, 2]) == ["1", "2"]
-    ((operation, error),) = failures.told
-    assert operation == "get_many"
-    assert "get_many() must return a mapping, not a" in error
-    assert type(wrong).__name__ in error
-
-
-async def test_a_method_that_is_not_async_is_told_and_no_load_fails() -> None:
-    class Plain:
-        def get_many(self, keys: Sequence[Any]) -> Any:
-            return {}
-
-        set_many = delete_many = get_many
-
-    plain: Any = Plain()
-    failures = Failures()
-    async with DataLoader(Recorder(str), value_cache=plain, hooks=[failures]) as loader:
-        assert await loader.clear(0).load(1) == "1"
-    told = [operation for operation, _ in failures.told]
-    assert told == ["delete_many", "get_many", "set_many", "delete_many"]
-
-
-async def test_a_key_that_could_not_be_deleted_is_not_taken_from_there() -> None:
-    store, fetch = Faulty("delete_many", Boom(), {1: "stale", 2: "good"}), Recorder(str)
-    async with DataLoader(fetch, value_cache=store) as loader:
-        assert await loader.clear(1).load_many([1, 2]) == ["1", "good"]
-    assert fetch.calls == [[1]]
-
-
-async def test_deleting_is_tried_again_before_the_next_batch() -> None:
-    store = Faulty("delete_many", Boom(), {1: "stale"})
-    async with DataLoader(Recorder(str), value_cache=store) as loader:
-        await loader.clear(1).load(2)
-        store.operation = "none any more"
-        assert await loader.load(1) == "1"
-    assert [keys for what, keys in store.calls if what == "delete"] == [[1]]
-
-
-@pytest.mark.only_on("asyncio")  # where anybody can raise that
-@pytest.mark.parametrize("operation", ["get_many", "set_many"])
-async def test_a_value_cache_that_is_cancelled_ends_its_batch_and_hangs_nobody(
-    operation: str,
-) -> None:
-    store = Faulty(operation, None)
-    async with DataLoader(Recorder(str), value_cache=store) as loader:
-        store.fault = anyio.get_cancelled_exc_class()()
-        load = loader.load(1)
-        if operation == "get_many":
-            with pytest.raises(LoadCancelledError):
-                await load
-        else:
-            assert await load == "1"
-        store.operation = "none any more"
-        assert await loader.clear(1).load(1) == "1"
-
-
-# --- one that hangs ---
-
-
-class Hanging(Store):
-    def __init__(self, operation: str) -> None:
-        super().__init__()
-        self.operation = operation
-        self.cancelled = 0
-
-    async def _hang(self, operation: str) -> None:
-        if operation == self.operation:
-            try:
-                await anyio.sleep_forever()
-            finally:
-                self.cancelled += 1
-
-    async def get_many(self, keys: Sequence[Any]) -> Mapping[Any, Any]:
-        await self._hang("get_many")
-        return await super().get_many(keys)
-
-    async def set_many(self, items: Mapping[Any, Any]) -> None:
-        await self._hang("set_many")
-
-    async def delete_many(self, keys: Sequence[Any]) -> None:
-        await self._hang("delete_many")
-        await super().delete_many(keys)
-
-
-@pytest.mark.virtual_time
-@pytest.mark.parametrize("operation", ["get_many", "delete_many"])
-async def test_whoever_gives_up_on_one_that_hangs_ends_it_and_can_load_again(
-    operation: str,
-) -> None:
-    store, fetch = Hanging(operation), Recorder(str)
-    async with DataLoader(fetch, value_cache=store) as loader:
-        loader.clear(1)
-        with anyio.move_on_after(1) as scope:
-            await loader.load(1)
-        assert scope.cancelled_caught
-        await wait_all_tasks_blocked()
-        assert store.cancelled == 1
-        store.operation = "none any more"
-        assert await loader.load(1) == "1"
-    assert fetch.calls == [[1]]
-    assert ("delete", [1]) in store.calls  # tried again, if it was that
-
-
-@pytest.mark.virtual_time
-@pytest.mark.parametrize("operation", ["get_many", "set_many", "delete_many"])
-async def test_one_that_hangs_does_not_outlive_a_block_that_raises(operation: str) -> None:
-    store = Hanging(operation)
-    with pytest.raises(Boom):
-        async with DataLoader(Recorder(str), value_cache=store) as loader:
-            loader.clear(1).load(1)
-            await anyio.sleep(1)
-            raise Boom
-    # Deleting is tried once more on the way out, for a second.
-    assert store.cancelled == (2 if operation == "delete_many" else 1)
-
-
-@pytest.mark.virtual_time
-async def test_storing_that_hangs_holds_nobody_up_but_the_way_out_which_can_be_cancelled() -> None:
-    store = Hanging("set_many")
-    start = anyio.current_time()
-    with anyio.move_on_after(1) as scope:
-        async with DataLoader(Recorder(str), value_cache=store) as loader:
-            assert await loader.load(1) == "1"
-            assert await loader.load(2) == "2"
-            assert anyio.current_time() == start
-    assert scope.cancelled_caught
-    assert store.cancelled == 2
-
-
 # --- what the hooks hear ---
 
 
@@ -635,72 +417,79 @@ async def test_a_manual_schedule_and_a_limiter_change_nothing() -> None:
     assert fetch.calls == [[2]]
 
 
-# --- one cache, one function ---
+async def test_what_was_cleared_before_the_opening_is_deleted_by_the_first_batch() -> None:
+    class Values:
+        def __init__(self) -> None:
+            self.items = {1: 100}
+
+        async def get_many(self, keys: Any) -> Any:
+            return {key: self.items[key] for key in keys if key in self.items}
+
+        async def set_many(self, items: Any) -> None:
+            self.items.update(items)
+
+        async def delete_many(self, keys: Any) -> None:
+            for key in keys:
+                self.items.pop(key, None)
+
+    loader = DataLoader(Recorder[int, int](abs), value_cache=Values()).clear(1)
+    async with loader:
+        assert await loader.load(1) == 1
 
 
-def other(keys: list[int]) -> Any:
-    raise NotImplementedError
+@pytest.mark.virtual_time
+async def test_what_a_value_cache_finds_too_late_settles_nothing() -> None:
+    class Values:
+        async def get_many(self, keys: Any) -> Any:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(2)
+            return dict.fromkeys(keys, 0)
+
+        async def set_many(self, items: Any) -> None:
+            pass
+
+        async def delete_many(self, keys: Any) -> None:
+            pass
+
+    recorder = Recorder[int, int](abs)
+    async with DataLoader(recorder, value_cache=Values()) as loader:
+        load = loader.load(1)
+        with anyio.move_on_after(1):
+            await load
+        assert load.status is LoadHandle.Status.CANCELLED
+        await anyio.sleep(2)
+        assert load.status is LoadHandle.Status.CANCELLED
+        assert loader.peek(1) is None
+    assert recorder.calls == []
 
 
-def bound(keys: list[int], by: int = 0) -> Any:
-    raise NotImplementedError
+async def test_what_a_stream_gave_before_it_was_cancelled_is_stored() -> None:
+    class Values:
+        def __init__(self) -> None:
+            self.stored: dict[int, int] = {}
 
+        async def get_many(self, keys: Any) -> Any:
+            return {}
 
-def test_a_cache_of_one_function_is_refused_to_another_one() -> None:
-    store = Store({})
-    DataLoader(other, value_cache=store)
-    DataLoader(other, value_cache=store)
-    with pytest.raises(TypeError, match="serves another batch function already"):
-        DataLoader(bound, value_cache=store)
-    partials = Store({})
-    DataLoader(partial(bound, by=1), value_cache=partials)
-    DataLoader(partial(bound, by=2), value_cache=partials)
+        async def set_many(self, items: Any) -> None:
+            self.stored.update(items)
 
+        async def delete_many(self, keys: Any) -> None:
+            pass
 
-def test_of_a_cache_that_cannot_be_referred_to_weakly_nothing_is_known() -> None:
-    class Slots:
-        __slots__ = ()
+    gate, values = anyio.Event(), Values()
 
-        async def get_many(self, keys: Sequence[Any]) -> Mapping[Any, Any]:
-            raise NotImplementedError
-
-        async def set_many(self, items: Mapping[Any, Any]) -> None:
-            raise NotImplementedError
-
-        async def delete_many(self, keys: Sequence[Any]) -> None:
-            raise NotImplementedError
-
-    store = Slots()
-    for function in (other, bound):
-        DataLoader(function, value_cache=store)
-
-
-async def test_a_key_cleared_again_while_it_is_deleted_is_deleted_again() -> None:
-    class Slow(Store):
-        async def delete_many(self, keys: Sequence[Any]) -> None:
-            deleting.set()
+    async def stream(keys: list[int]) -> AsyncIterator[tuple[int, int]]:
+        yield 1, 10
+        with anyio.CancelScope(shield=True):
             await gate.wait()
-            await super().delete_many(keys)
+        yield 2, 20
 
-    gate, deleting = anyio.Event(), anyio.Event()
-    store = Slow({1: "old"})
-    async with DataLoader(Recorder(str), value_cache=store) as loader:
-        loader.clear(1)
-        async with anyio.create_task_group() as tg:
-            tg.start_soon(loader.load, 2)
-            await deleting.wait()
-            loader.clear(1)
-            gate.set()
-    assert [call for call in store.calls if call[0] == "delete"] == [("delete", [1])] * 2
-
-
-async def test_in_a_foreign_group_what_was_cleared_is_deleted_at_once() -> None:
-    store = Store({1: "old"})
-    async with anyio.create_task_group() as tg:
-        loader = DataLoader(Recorder(str), value_cache=store, task_group=tg)
-        loader.clear(1)
-        await wait_all_tasks_blocked()
-        assert store.values == {}
-        await loader.load(2)
-    loader.clear(2)  # pyright: ignore[reportPossiblyUnboundVariable]  # nobody is left who could
-    assert store.values == {2: "2"}
+    async with LoaderScope() as scope:
+        loader = DataLoader(stream, value_cache=values)
+        first, second = loader.load(1), loader.load(2)
+        assert await first == 10
+        scope.cancel("enough")
+        gate.set()
+    assert second.status is LoadHandle.Status.CANCELLED
+    assert values.stored == {1: 10}

@@ -1,6 +1,6 @@
 """Breaks the core in small ways, one at a time, and looks whether a test notices.
 
-``python tests/mutate.py`` tries all mutants, ``--sample 200`` that many of them, chosen by ``--seed``.
+``python tools/mutate.py`` tries all mutants, ``--sample 200`` that many of them, chosen by ``--seed``.
 ``--results FILE`` keeps what was found, and goes on from there: a mutant is tried once more if its
 function has changed or, with ``--again``, if it survived for no reason that is known.
 ``surviving_mutants.txt`` has the reasons; the exit status is 1 if a survivor is not in there.
@@ -48,7 +48,7 @@ from coverage import Coverage
 ROOT = Path(__file__).parents[1]
 REASONS = Path(__file__).with_name("surviving_mutants.txt")
 
-#: By module: the tests that kill most of its mutants. Those of corners were written for survivors.
+#: By module: the files of tests that kill most of its mutants.
 FIRST = {
     "_batch": ["batching", "handle", "abandonment", "cancellation", "errors", "deadlock", "prime"],
     "_deadlock": ["deadlock", "threads_and_deadlocks"],
@@ -498,7 +498,7 @@ class Campaign:
         file = Path(name.partition("::")[0]).stem.removeprefix("test_")
         last = LAST.index(file) + 1 if file in LAST else 0
         kills = self._kills[mutant.module][name]
-        return -kills, file not in (*FIRST[mutant.module], "corners"), last, self._seconds[number]
+        return -kills, file not in FIRST[mutant.module], last, self._seconds[number]
 
     def _killer_elsewhere(self, mutant: Mutant) -> str | None:
         first = FIRST[mutant.module]
@@ -534,7 +534,7 @@ class Campaign:
 
 
 def copy_project(source: Path, target: Path) -> None:
-    for name in ("anyloader", "tests"):
+    for name in ("anyloader", "tests", "tools"):
         shutil.copytree(source / name, target / name, dirs_exist_ok=True)
     shutil.copy(source / "pyproject.toml", target)
 

@@ -1,6 +1,6 @@
 """Runs graphql-core's own tests of execution with `AnyioExecutor` in place of the stock executor.
 
-    python tests/graphql_core_suite.py PATH [--backend asyncio|trio] [pytest options]
+    python tools/graphql_core_suite.py PATH [--backend asyncio|trio] [pytest options]
 
 PATH is an sdist of graphql-core (`graphql_core-3.3.2.tar.gz`, also unpacked) or a checkout, of the
 version that is installed; `pip download --no-deps --no-binary graphql-core graphql-core==3.3.2` gets

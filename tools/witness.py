@@ -1,8 +1,8 @@
 """Runs other loaders' own tests against anyloader, from an sdist or a checkout of theirs.
 
 ``pip download --no-binary :all: --no-deps aiodataloader==0.4.3`` and then
-``python tests/witness.py aiodataloader aiodataloader-0.4.3.tar.gz``; or
-``python tests/witness.py strawberry path/to/a/checkout/of/strawberry``.
+``python tools/witness.py aiodataloader aiodataloader-0.4.3.tar.gz``; or
+``python tools/witness.py strawberry path/to/a/checkout/of/strawberry``.
 
 Each test runs in a ``LoaderScope`` of its own. What fails is listed with the reason why it has to;
 the exit status is 1 if a test fails for which there is no reason here, or passes against one.

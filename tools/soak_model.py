@@ -1,6 +1,6 @@
 """Drives loaders and the model of ``model.py`` side by side for long.
 
-``python tests/soak_model.py --steps 1000000`` makes that many steps, as ``test_model.py`` does some
+``python tools/soak_model.py --steps 1000000`` makes that many steps, as ``test_model.py`` does some
 thousands, on each backend in turn. A divergence is shrunk, printed, and the exit status 1.
 """
 
@@ -10,6 +10,9 @@ import argparse
 import random
 import sys
 import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from support import SHUFFLED_BACKENDS
 from test_model import run_machine, steps

@@ -1,6 +1,6 @@
 """A soak test: thousands of requests to real servers, a good part of which go wrong.
 
-    python tests/soak.py
+    python tools/soak.py
 
 Clients leave at random moments, timeouts fire, batch functions fail or are slow. It is good if every
 request that was not given up got its own right answer in time, and if afterwards the server has no
@@ -18,11 +18,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import anyio
 from anyio.abc import SocketAttribute, SocketStream
 from websockets.asyncio.client import connect
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from support import SERVERS, Server, serve
 
