@@ -24,7 +24,7 @@ REFERENCE = Path(__file__).parents[1] / "docs" / "reference.rst"
 LAYERS = [
     {"_errors", "_statistics", "_backend", "_gather"},
     {"_results", "_split", "_limits"},
-    {"_cache", "_deadlock", "schedules", "hooks"},
+    {"_cache", "_deadlock", "_portal", "schedules", "hooks"},
     {"_options", "_weights"},
     {"_batch"},
     {"_streams", "_values", "_required", "_threads"},
