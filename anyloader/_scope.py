@@ -164,10 +164,12 @@ class LoaderScope:
         they are waited for.
 
         :raises LoaderNotOpenError: if the scope was not opened by :meth:`open`
+        :raises RuntimeError: if called from another thread or event loop
         """
         if self._portal is None:
             raise LoaderNotOpenError("this LoaderScope was not opened; use open(), or `async with`")
         dispatcher = cast(Dispatcher, self._dispatcher)
+        dispatcher.check_thread()
         try:
             await self._portal.close()
         finally:

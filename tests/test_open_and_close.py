@@ -131,6 +131,14 @@ async def test_what_goes_through_a_group_comes_out_of_aclose() -> None:
         await scope.aclose()
 
 
+async def test_it_is_not_closed_from_another_event_loop() -> None:
+    scope = await LoaderScope().open()
+    with pytest.raises(RuntimeError, match="event loop"):
+        await anyio.to_thread.run_sync(anyio.run, scope.aclose)
+    assert await scope.get(echo).load(1) == 1
+    await scope.aclose()
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_one_that_is_never_closed_ends_with_its_event_loop(
     backend: str, leftovers: list[str]
