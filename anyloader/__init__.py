@@ -13,6 +13,7 @@ from ._errors import LoaderBusyError as LoaderBusyError
 from ._errors import LoaderClosedError as LoaderClosedError
 from ._errors import LoaderError as LoaderError
 from ._errors import LoaderNotOpenError as LoaderNotOpenError
+from ._gather import gather as gather
 from ._limits import limit as limit
 from ._scope import BatchLoader as BatchLoader
 from ._scope import LoaderScope as LoaderScope
@@ -41,6 +42,7 @@ __all__ = (
     "ValueCache",
     "batch_loader",
     "current_scope",
+    "gather",
     "hooks",
     "in_thread",
     "limit",

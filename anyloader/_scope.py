@@ -15,6 +15,7 @@ from ._dataloader import DataLoader
 from ._dispatcher import Dispatcher, ambient
 from ._errors import LoaderNotOpenError
 from ._options import RULES, Options, unknown_options
+from ._portal import Portal
 from ._results import article
 from ._sources import check_arguments, make_loader, source_key
 from ._statistics import LoaderStatistics
@@ -109,13 +110,11 @@ class LoaderScope:
         #: Loaders by the code of their functions, to see that one is made at each call.
         self._codes: Counter[CodeType] = Counter()
         self._reset: Token[Any] | None = None
+        self._portal: Portal | None = None
 
     async def __aenter__(self) -> Self:
         """:raises RuntimeError: if the scope was entered before"""
-        if self._dispatcher is not None:
-            raise RuntimeError(
-                "a LoaderScope can be entered once; make a new one for each request, job or message"
-            )
+        self._check_new()
         self._dispatcher = dispatcher = self._make(self)
         self._reset = ambient.set(dispatcher)
         await dispatcher.enter()
@@ -140,6 +139,48 @@ class LoaderScope:
                 # Left in another context than it was entered in, as an abandoned async generator is.
                 if ambient.get() is dispatcher:
                     ambient.set(dispatcher.outer)
+
+    async def open(self) -> Self:
+        """
+        Enter, where one task opens the scope and another one closes it: fixtures, notebooks.
+
+        A task of its own holds the scope, until :meth:`aclose` or the end of the event loop. It is
+        ambient for the caller from now on. Everywhere else use ``async with``, which closes it for
+        sure. A checkpoint; it is open afterwards even if the caller is being cancelled.
+
+        :raises RuntimeError: if the scope was entered before
+        """
+        self._check_new()
+        self._portal = Portal(self)
+        await self._portal.open()
+        ambient.set(self._dispatcher)
+        return self
+
+    async def aclose(self) -> None:
+        """
+        Leave what :meth:`open` has entered, by the rules of ``async with``; later calls do nothing.
+
+        In any task of the event loop. A checkpoint. If the caller is cancelled, all batches are, and
+        they are waited for.
+
+        :raises LoaderNotOpenError: if the scope was not opened by :meth:`open`
+        :raises RuntimeError: if called from another thread or event loop
+        """
+        if self._portal is None:
+            raise LoaderNotOpenError("this LoaderScope was not opened; use open(), or `async with`")
+        dispatcher = cast(Dispatcher, self._dispatcher)
+        dispatcher.check_thread()
+        try:
+            await self._portal.close()
+        finally:
+            if ambient.get() is dispatcher:
+                ambient.set(dispatcher.outer)
+
+    def _check_new(self) -> None:
+        if self._dispatcher is not None:
+            raise RuntimeError(
+                "a LoaderScope can be entered once; make a new one for each request, job or message"
+            )
 
     @overload
     def get(self, source: BatchLoader[K, V], **arguments: Any) -> DataLoader[K, V]: ...

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 
-import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -22,7 +21,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from _data import Atlas, Country, Subdivision, lifespan
-from anyloader import batch_loader
+from anyloader import batch_loader, gather
 from anyloader.integrations.asgi import LoaderScopeMiddleware
 from anyloader.trace import Trace, record
 
@@ -56,10 +55,7 @@ async def show_country(request: Request) -> Response:
     if found is None:
         raise HTTPException(404, f"there is no country {code}")
     items = await subdivisions_of.load_required(code)
-    tasks: list[anyio.TaskHandle[str]] = []
-    async with anyio.create_task_group() as group:
-        tasks.extend(group.start_soon(path, item) for item in items)
-    paths = [task.return_value for task in tasks]
+    paths = await gather(*(path(item) for item in items))
     return JSONResponse({"name": found.name, "subdivisions": paths})
 
 

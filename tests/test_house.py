@@ -22,9 +22,9 @@ REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
 
 # From the leaves up: a module imports only what stands before it, or beside it without a circle.
 LAYERS = [
-    {"_errors", "_statistics", "_backend"},
+    {"_errors", "_statistics", "_backend", "_gather"},
     {"_results", "_split", "_limits"},
-    {"_cache", "_deadlock", "schedules", "hooks"},
+    {"_cache", "_deadlock", "_portal", "schedules", "hooks"},
     {"_options", "_weights"},
     {"_batch"},
     {"_streams", "_values", "_required", "_threads"},

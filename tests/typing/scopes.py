@@ -21,6 +21,7 @@ from anyloader import (
     LoadManyHandle,
     batch_loader,
     current_scope,
+    gather,
     schedules,
 )
 from anyloader.integrations.asgi import LoaderScopeMiddleware, safe_methods
@@ -118,3 +119,12 @@ def frameworks_take_the_middleware() -> None:
     LoaderScopeMiddleware(application, make_scope=LoaderScope, cancel_on_disconnect=safe_methods)
     LoaderScopeMiddleware(application, make_scope=lambda: LoaderScope(hooks=[]))
     LoaderScopeMiddleware(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def gathered(one: int, many: list[int]) -> None:
+    assert_type(await gather(listed.load(one), mapped.load(one)), tuple[User, "User | None"])
+    assert_type(await gather(listed.load(one), mapped.load_required(one)), tuple[User, User])
+    assert_type(await gather(*(listed.load(id) for id in many)), tuple[User, ...])
+    await gather(1)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    await gather(many)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    mapped.load_required("a")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]

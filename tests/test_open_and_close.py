@@ -1,0 +1,156 @@
+"""``LoaderScope.open()`` and ``aclose()``: opened in one task, closed in another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import anyio
+import pytest
+
+from anyloader import (
+    DataLoader,
+    LoadCancelledError,
+    LoaderClosedError,
+    LoaderNotOpenError,
+    LoaderScope,
+    batch_loader,
+    current_scope,
+)
+from anyloader.testing import RecordingBatchFn
+from support import wait_all_tasks_blocked
+
+pytestmark = pytest.mark.anyio
+
+
+async def echo(keys: list[int]) -> list[int]:
+    return keys
+
+
+@batch_loader
+async def stated(keys: list[int]) -> list[int]:
+    return keys
+
+
+async def in_another_task(work: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    async with anyio.create_task_group() as group:
+        group.start_soon(work)
+
+
+async def test_it_is_opened_in_one_task_and_closed_in_another() -> None:
+    scope = LoaderScope()
+    await in_another_task(scope.open)
+    loader = scope.get(echo)
+    assert await loader.load(1) == 1
+    await in_another_task(scope.aclose)
+    with pytest.raises(LoaderClosedError):
+        loader.load(1)
+    await scope.aclose()
+
+
+async def test_it_is_ambient_for_the_caller_until_it_is_closed() -> None:
+    async with LoaderScope() as outer:
+        scope = await LoaderScope().open()
+        assert current_scope() is scope
+        assert await stated.load(1) == 1
+        assert await DataLoader(echo).load(2) == 2
+        await scope.aclose()
+        assert current_scope() is outer
+
+
+async def test_what_nobody_awaits_is_cancelled_and_what_somebody_awaits_is_finished() -> None:
+    gate = anyio.Event()
+    scope = await LoaderScope().open()
+    slow = scope.get(RecordingBatchFn[int, int](gate=gate))
+    wanted = slow.load(1)
+    unwanted = scope.get(RecordingBatchFn[int, int](gate=anyio.Event())).load(1)
+    async with anyio.create_task_group() as group:
+        group.start_soon(wanted.wait)
+        await wait_all_tasks_blocked()
+        group.start_soon(scope.aclose)
+        await wait_all_tasks_blocked()
+        gate.set()
+    assert wanted.return_value == 1
+    with pytest.raises(LoadCancelledError):
+        await unwanted
+
+
+async def test_a_closer_that_is_cancelled_cancels_and_waits() -> None:
+    scope = await LoaderScope().open()
+    handle = scope.get(RecordingBatchFn[int, int](gate=anyio.Event())).load(1)
+
+    async def waits() -> None:
+        with pytest.raises(LoadCancelledError):
+            await handle
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(waits)
+        await wait_all_tasks_blocked()
+        with anyio.CancelScope() as closing:
+            closing.cancel()
+            await scope.aclose()
+        assert closing.cancelled_caught
+        assert "closed" in repr(scope)
+
+
+async def test_it_opens_whole_though_the_caller_is_being_cancelled() -> None:
+    scope = LoaderScope()
+    with anyio.CancelScope() as cancelled:
+        cancelled.cancel()
+        await scope.open()
+    assert await scope.get(echo).load(1) == 1
+    await scope.aclose()
+
+
+async def test_opening_twice_and_closing_what_was_not_opened_are_errors() -> None:
+    scope = LoaderScope()
+    with pytest.raises(LoaderNotOpenError, match="not opened"):
+        await scope.aclose()
+    await scope.open()
+    with pytest.raises(RuntimeError, match="once"):
+        await scope.open()
+    with pytest.raises(RuntimeError, match="once"):
+        await scope.__aenter__()
+    await scope.aclose()
+    async with LoaderScope() as entered:
+        with pytest.raises(LoaderNotOpenError, match="not opened"):
+            await entered.aclose()
+
+
+async def test_what_goes_through_a_group_comes_out_of_aclose() -> None:
+    class Stop(BaseException):
+        pass
+
+    async def stops(keys: list[int]) -> list[int]:
+        raise Stop
+
+    scope = await LoaderScope().open()
+    with pytest.raises(LoadCancelledError):
+        await scope.get(stops).load(1)
+    with pytest.raises(Stop):
+        await scope.aclose()
+
+
+async def test_it_is_not_closed_from_another_event_loop() -> None:
+    scope = await LoaderScope().open()
+    with pytest.raises(RuntimeError, match="event loop"):
+        await anyio.to_thread.run_sync(anyio.run, scope.aclose)
+    assert await scope.get(echo).load(1) == 1
+    await scope.aclose()
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_one_that_is_never_closed_ends_with_its_event_loop(
+    backend: str, leftovers: list[str]
+) -> None:
+    pytest.importorskip(backend)
+
+    async def main() -> LoaderScope:
+        scope = await LoaderScope().open()
+        assert await scope.get(echo).load(1) == 1
+        return scope
+
+    assert "closed" in repr(anyio.run(main, backend=backend))
+    # The task that held it, and a worker's: pending still when the loop had nothing else to do.
+    assert bool(leftovers) == (backend == "asyncio")
+    leftovers.clear()
