@@ -377,10 +377,11 @@ class Dispatcher(Workers):
 
     def _forget(self) -> None:
         """Keep nothing: what was started in the scope, and goes on, has this in its context."""
-        for loader in self.loaders():
-            loader.close()
-        self._past = self.statistics()
-        self._loaders = {}
+        if self._loaders:  # most requests of many a service load nothing
+            for loader in self.loaders():
+                loader.close()
+            self._past = self.statistics()
+            self._loaders = {}
         self.context = Context()
         self._group = self.front = self.limiter = None
         self._start_task = None  # type: ignore[assignment]  # pyright: ignore[reportAttributeAccessIssue]

@@ -84,6 +84,9 @@ class LoaderScope:
         :class:`LoadDeadlockError`
     :param hooks: called with what all loaders of the scope do, after each one's own hooks
     :param shared: serve ``@batch_loader(shared=True)`` functions for all scopes inside this one
+    :param inside: the entered scope around this one, where it is not ambient: servers run a lifespan,
+        which holds the shared scope, in another context than the requests. It takes the place of the
+        ambient one
     :raises TypeError: if an argument has the wrong type
     """
 
@@ -94,12 +97,16 @@ class LoaderScope:
         limiter: LimiterOption | None = None,
         hooks: Sequence[Hook] = (),
         shared: bool = False,
+        inside: LoaderScope | None = None,
     ) -> None:
         for name, value in (("hooks", hooks), ("limiter", limiter)):
             if not RULES[name].fits(value):
                 raise TypeError(f"{name} must be {RULES[name].expected}, not {value!r}")
         if not isinstance(shared, bool):
             raise TypeError(f"shared must be True or False, not {shared!r}")
+        if inside is not None and not isinstance(inside, LoaderScope):
+            raise TypeError(f"inside must be a LoaderScope, not {article(inside)}")
+        self._inside = inside
         self._make = partial(Dispatcher, task_group, hooks, limiter, shared)
         if task_group is not None:
             Dispatcher(task_group)  # refuses what is no task group
@@ -113,9 +120,15 @@ class LoaderScope:
         self._portal: Portal | None = None
 
     async def __aenter__(self) -> Self:
-        """:raises RuntimeError: if the scope was entered before"""
+        """
+        :raises RuntimeError: if the scope was entered before
+        :raises LoaderNotOpenError: if that which it is to be inside of was not entered
+        """
         self._check_new()
+        inside = None if self._inside is None else self._inside._entered()
         self._dispatcher = dispatcher = self._make(self)
+        if inside is not None:
+            dispatcher.outer, self._inside = inside, None
         self._reset = ambient.set(dispatcher)
         await dispatcher.enter()
         return self
@@ -280,6 +293,10 @@ class LoaderScope:
         dispatcher = self._entered()
         dispatcher.admit_to("this LoaderScope")
         dispatcher.context.run(var.set, value)
+
+    def be_inside(self, scope: LoaderScope) -> None:
+        """Make ``scope`` the one around this one, which is not entered yet, if it has none so far."""
+        self._inside = self._inside or scope
 
     def loaders(self) -> tuple[DataLoader[Any, Any], ...]:
         """Return the loaders of this scope that are in use, in the order of their first use."""

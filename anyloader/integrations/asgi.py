@@ -40,6 +40,10 @@ class LoaderScopeMiddleware:
     WebSockets get no scope: a connection lasts for hours, and what it has loaded would grow old with
     it. Open a ``LoaderScope`` for each message. All else, such as ``lifespan``, passes through too.
 
+    **Shared scopes.** Servers run the lifespan in another context than the requests. A
+    ``LoaderScope(shared=True)`` entered there reaches them by the lifespan's state, under the name
+    ``anyloader``: the scopes of all requests are inside of it.
+
     **Disconnects.** A client that leaves cancels nothing, as without the middleware, unless that is
     asked for. Then one that leaves before the response is complete cancels the application, as any
     timeout would, and its batches; one that leaves later cancels nothing, so that background tasks
@@ -57,6 +61,7 @@ class LoaderScopeMiddleware:
         called, or ``cancel_on_disconnect`` is neither a bool nor a plain function; from a request, if
         ``make_scope`` returns no ``LoaderScope``
     :raises RuntimeError: from a request, if ``make_scope`` returns a scope that was entered before
+    :raises LoaderNotOpenError: from a request, if the scope in the lifespan's state was not entered
     """
 
     def __init__(
@@ -101,6 +106,14 @@ class LoaderScopeMiddleware:
                 "make_scope must return a new LoaderScope for each request; it returned an object "
                 f"of type {type(loaders).__qualname__}"
             )
+        shared = (scope.get("state") or {}).get("anyloader")
+        if shared is not None:
+            if not isinstance(shared, LoaderScope):
+                raise TypeError(
+                    "the lifespan's state must have a LoaderScope(shared=True) under the name "
+                    f"'anyloader'; it has an object of type {type(shared).__qualname__}"
+                )
+            loaders.be_inside(shared)
         cancels = self._cancel_on_disconnect
         if cancels if isinstance(cancels, bool) else cancels(scope):
             await _run_watched(self._app, loaders, scope, receive, send)

@@ -1,0 +1,75 @@
+"""A shared scope of the lifespan serves requests, whose context is another one."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from contextvars import Context
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anyloader import LoaderNotOpenError, LoaderScope, batch_loader
+from anyloader._dispatcher import ambient
+from anyloader.integrations.asgi import LoaderScopeMiddleware, Message, Receive, Send
+from support import SERVERS, serve
+
+pytestmark = pytest.mark.anyio
+
+PAGES = Path(__file__).parents[1] / "docs" / "how-to"
+
+
+@batch_loader(shared=True, cache=False)
+async def double(keys: list[int]) -> list[int]:
+    return [key * 2 for key in keys]
+
+
+async def call(app: Any, state: Any) -> None:
+    async def nothing(*_: Any) -> Any:
+        raise AssertionError
+
+    await app({"type": "http", "method": "GET", "state": state}, nothing, nothing)
+
+
+async def loads(scope: Message, receive: Receive, send: Send) -> None:
+    assert await double.load(2) == 4
+
+
+async def test_a_request_finds_the_shared_scope_in_the_state_of_the_lifespan() -> None:
+    async with LoaderScope(shared=True) as shared:
+        token = ambient.set(None)  # as in the context of a request
+        with pytest.raises(LoaderNotOpenError, match="there is no shared scope here"):
+            await call(LoaderScopeMiddleware(loads), {})
+        await call(LoaderScopeMiddleware(loads), {"anyloader": shared})
+        await call(
+            LoaderScopeMiddleware(loads, make_scope=lambda: LoaderScope(inside=shared)), None
+        )
+        assert ambient.get() is None
+        assert shared.statistics().loads == 2
+        ambient.reset(token)
+    with pytest.raises(LoaderNotOpenError, match="there is no shared scope here"):
+        await call(LoaderScopeMiddleware(loads), {"anyloader": shared})
+
+
+async def test_what_is_no_entered_scope_is_refused_at_the_first_request() -> None:
+    with pytest.raises(TypeError, match="'anyloader'; it has an object of type str"):
+        await call(LoaderScopeMiddleware(loads), {"anyloader": "scope"})
+    with pytest.raises(LoaderNotOpenError, match="was not entered"):
+        await call(LoaderScopeMiddleware(loads), {"anyloader": LoaderScope(shared=True)})
+
+
+def test_inside_has_to_be_a_scope() -> None:
+    with pytest.raises(TypeError, match="inside must be a LoaderScope, not"):
+        LoaderScope(inside=Context())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_real_servers_hand_it_over(name: str) -> None:
+    pytest.importorskip("starlette")
+    with serve(name, "web_shared:app", folder=PAGES) as server:
+        for _ in range(2):
+            with closing(HTTPConnection("127.0.0.1", server.port, timeout=10)) as connection:
+                connection.request("GET", "/")
+                response = connection.getresponse()
+                assert (response.status, response.read()) == (200, b"[1,2]")
