@@ -25,6 +25,20 @@ from support import (
 )
 
 
+#: Files whose tests say nothing of how an event loop schedules. On uvloop and with eager tasks they would
+#: repeat what asyncio has shown; ``--all-backends`` runs them there too.
+REPEATING = {
+    *("batch_function", "batch_results", "constructor", "keys", "messages", "required", "rows"),
+    *("split_on_error", "subclass_names", "arguments", "batch_loader", "weights", "prime"),
+    *("telemetry", "prometheus", "trace", "testing", "hooks", "strange_errors", "value_caches"),
+    *("sqlalchemy", "scopes", "scope_binding", "scope_values", "tracebacks", "value_cache_failures"),
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-backends", action="store_true", help="every test on every backend")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "virtual_time: run in virtual time; not on uvloop.")
     config.addinivalue_line("markers", "only_on(library): run only on asyncio, or only on trio.")
@@ -37,6 +51,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             names = list(VIRTUAL_TIME_BACKENDS)
         if only_on := metafunc.definition.get_closest_marker("only_on"):
             names = [name for name in names if name.split("+")[0] in only_on.args]
+        file = metafunc.definition.path.stem.removeprefix("test_")
+        if file in REPEATING and not metafunc.config.getoption("all_backends"):
+            names = [name for name in names if "+" not in name]
         metafunc.parametrize("anyio_backend", names, indirect=True)
     if "shuffled_backend" in metafunc.fixturenames:
         metafunc.parametrize("shuffled_backend", SHUFFLED_BACKENDS)
