@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import sys
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from ._errors import LoaderBusyError
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ("check_queue", "make_room", "weight_of")
 
+#: Those of numpy are ``Real``, and no ``int``; it comes last, as asking it is slow.
+_NUMBERS: Any = (int, float, Real)
+
 
 def weight_of(loader: Loader, key: Any) -> float:
     """
@@ -22,10 +26,10 @@ def weight_of(loader: Loader, key: Any) -> float:
     :raises ValueError: if it gives one that is no weight
     """
     weigh: Any = loader.options.weigh
-    weight = weigh(key)
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+    weight: float = weigh(key)
+    if isinstance(weight, bool) or not isinstance(weight, _NUMBERS):
         raise TypeError(f"weigh of {loader.name} must give a number, not {article(weight)}")
-    if not 0 <= weight < math.inf:
+    if not 0 <= weight <= sys.float_info.max:  # an int beyond it could not be added to a float
         raise ValueError(f"weigh of {loader.name} must give a finite number >= 0, not {weight!r}")
     return weight
 

@@ -13,7 +13,11 @@ from ._rows import ROWS
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        epilog="`python -m benchmarks.inference` measures a loader in front of a model.",
+    )
     parser.add_argument("--list", action="store_true", help="list the rows and leave")
     parser.add_argument("--only", metavar="NAME", action="append", help="run this row (repeatable)")
     parser.add_argument(

@@ -48,14 +48,14 @@ async def batch(keys: list[int]) -> list[int]:
     return list(keys)
 
 
-def _is_installed(name: str) -> bool:
+def is_installed(name: str) -> bool:
     return find_spec(name) is not None
 
 
 def loops() -> dict[str, Callable[[Coroutine[Any, Any, float]], float]]:
     """Return the ways to run a coroutine under asyncio."""
     found = {"asyncio": import_module("asyncio").run}
-    if _is_installed("uvloop"):
+    if is_installed("uvloop"):
         found["uvloop"] = import_module("uvloop").run
     return found
 
@@ -63,7 +63,7 @@ def loops() -> dict[str, Callable[[Coroutine[Any, Any, float]], float]]:
 def peers() -> dict[str, Open]:
     found: dict[str, Open] = {}
     for name, module in _PEERS.items():
-        if _is_installed(name):
+        if is_installed(name):
             found[name] = _peer(import_module(module).DataLoader)
     return found
 
@@ -87,7 +87,7 @@ def ours_rounds_0(batch_function: BatchFunction, /, *, cache: bool = True) -> An
 
 
 def missing() -> list[str]:
-    return [name for name in (*_PEERS, "uvloop", "trio", "graphql") if not _is_installed(name)]
+    return [name for name in (*_PEERS, "uvloop", "trio", "graphql") if not is_installed(name)]
 
 
 class Floor:

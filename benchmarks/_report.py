@@ -34,9 +34,9 @@ def line(row: Row, result: Result) -> str:
     )
 
 
-def environment() -> dict[str, str]:
+def environment(*packages: str) -> dict[str, str]:
     found = {"python": platform.python_version(), "machine": platform.platform()}
-    for package in _PACKAGES:
+    for package in packages or _PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -31,7 +31,14 @@ REPEATING = {
     *("batch_function", "batch_results", "constructor", "keys", "messages", "required", "rows"),
     *("split_on_error", "subclass_names", "arguments", "batch_loader", "weights", "prime"),
     *("telemetry", "prometheus", "trace", "testing", "hooks", "strange_errors", "value_caches"),
-    *("sqlalchemy", "scopes", "scope_binding", "scope_values", "tracebacks", "value_cache_failures"),
+    *(
+        "sqlalchemy",
+        "scopes",
+        "scope_binding",
+        "scope_values",
+        "tracebacks",
+        "value_cache_failures",
+    ),
 }
 
 

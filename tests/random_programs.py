@@ -691,9 +691,9 @@ def simpler(program: Program) -> Iterator[Program]:
             replace(source, options=tuple(o for o in source.options if o != option))
             for option in source.options
         ]
-        for one in changes:
+        for changed in changes:
             yield replace(
-                program, sources=(*program.sources[:index], one, *program.sources[index + 1 :])
+                program, sources=(*program.sources[:index], changed, *program.sources[index + 1 :])
             )
     default = Program(0, (), ())
     for name in ("place", "scope_limiter", "until", "end"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from http.client import HTTPConnection
@@ -61,3 +62,27 @@ def test_worker(backend: str) -> None:
         "FR DE IT: France, Germany, Italy (1 batch)",
         "JP JP JP: Japan, Japan, Japan (1 batch)",
     ]
+
+
+@pytest.mark.parametrize("name", [name for name in SERVERS if name.startswith("hypercorn")])
+def test_inference(name: str) -> None:
+    """The model behind a loader answers as it does alone, in fewer calls."""
+    for needed in "fastapi", "httpx", "sklearn":
+        pytest.importorskip(needed)
+    with serve(name, "inference:app", folder=EXAMPLES) as server:
+        command = [
+            *(sys.executable, str(EXAMPLES / "inference.py"), "--url", f"http://{server.url}"),
+            *("--callers", "12", "--calls", "36", "--backend", name.partition("-")[2]),
+        ]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (run.returncode, run.stderr) == (0, "")
+        title, alone, loader = run.stdout.splitlines()
+        assert title == "12 callers, 36 calls"
+        pattern = r"(\S+) images in a call \(at most (\d+)\).*; 36 answers, (\d+)% right"
+        ((mean, most, right),) = re.findall(pattern, alone)
+        assert (mean, most) == ("1.0", "1")
+        ((mean, most, same),) = re.findall(pattern, loader)
+        assert float(mean) > 1.5
+        assert 1 < int(most) <= 12
+        assert right == same
+        assert int(right) > 80

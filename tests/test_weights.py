@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -124,7 +125,16 @@ def test_wrong_options_are_refused(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("weight", "error"),
-    [("heavy", TypeError), (True, TypeError), (-1, ValueError), (float("nan"), ValueError)],
+    [
+        ("heavy", TypeError),
+        (None, TypeError),
+        (True, TypeError),
+        (1j, TypeError),
+        (-1, ValueError),
+        (float("nan"), ValueError),
+        (float("inf"), ValueError),
+        (10**400, ValueError),
+    ],
 )
 async def test_what_is_no_weight_refuses_that_load_and_queues_nothing(
     weight: Any, error: type[Exception]
@@ -138,3 +148,11 @@ async def test_what_is_no_weight_refuses_that_load_and_queues_nothing(
         assert loader.statistics().queued == 0
         assert await loader.load(1) == 1
     assert fetch.calls == [[1]]
+
+
+async def test_a_weight_is_any_real_number_such_as_those_of_numpy() -> None:
+    fetch = Recorder[int, int](int)
+    weigh: Any = {1: 0.5, 2: Fraction(1, 2), 3: Fraction(3, 2)}.__getitem__
+    async with DataLoader(fetch, max_batch_weight=1, weigh=weigh) as loader:
+        assert await loader.load_many([1, 2, 3]) == [1, 2, 3]
+    assert sorted(fetch.calls) == [[1, 2], [3]]

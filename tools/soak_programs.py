@@ -10,6 +10,7 @@ import argparse
 import logging
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -20,6 +21,10 @@ from support import SHUFFLED_BACKENDS, run_shuffled
 
 def faults(backend: str, one: Program) -> list[str]:
     return run_shuffled(backend, one.seed, World(one).main).faults
+
+
+def fails_alike(backend: str, kind: str, one: Program) -> bool:
+    return any(kind in fault for fault in faults(backend, one))
 
 
 def main() -> int:
@@ -41,9 +46,7 @@ def main() -> int:
             if not (wrong := faults(backend, program(seed))):
                 continue
             kind = wrong[0].split(":")[-1][-20:]
-            one = shrink(
-                program(seed), lambda p, b=backend, k=kind: any(k in f for f in faults(b, p))
-            )
+            one = shrink(program(seed), partial(fails_alike, backend, kind))
             print(f"\n{backend}, seed {seed}: {faults(backend, one)}\n{one}", flush=True)
             found += 1
             if not options.all:
