@@ -352,8 +352,8 @@ class DataLoader(Generic[K, V]):
             else:
                 if entry is None:
                     if loader.is_plain and key is not None:
-                        entry = loader.enqueue(key, key, None)
-                        return entry
+                        new: LoadHandle[V] = loader.enqueue(key, key, None)
+                        return new
                 elif entry._batch is None:
                     loader.counts.hits += 1
                     return entry

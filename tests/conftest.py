@@ -24,7 +24,6 @@ from support import (
     watch_leftovers,
 )
 
-
 #: Files whose tests say nothing of how an event loop schedules. On uvloop and with eager tasks they would
 #: repeat what asyncio has shown; ``--all-backends`` runs them there too.
 REPEATING = {

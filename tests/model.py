@@ -240,6 +240,8 @@ class Model:
                 self.finish(batch, CANCELLED)
         elif self.cache is not None and not self.forgets:
             self.cache[cache_key] = Load(key, settled=outcome)
+        elif self.cache is not None:  # what runs may have read the value before this one
+            self.cache.pop(cache_key, None)
 
     # Batches
 

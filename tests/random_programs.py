@@ -493,7 +493,7 @@ class World:
         since = anyio.current_time()
         given_up = handle in self.given_up
         try:
-            got = await load
+            got: Any = await load
         except Exception as exc:
             got = [exc] * len(keys) if many else exc
         except BaseException:

@@ -38,7 +38,7 @@ def main() -> int:
     logging.disable()
 
     start = time.monotonic()
-    found = 0
+    found, seed = 0, options.first
     for seed in range(options.first, options.first + options.programs):
         if time.monotonic() - start > options.seconds:
             break
