@@ -958,6 +958,7 @@ class Batch(_Loads):
     """See the theory of operation on top of this module."""
 
     __slots__ = (
+        "__weakref__",
         "_number",
         "_sealed",
         "awaited_by",

@@ -168,8 +168,12 @@ class DataLoader(Generic[K, V]):
         __anyloader__: Any
         __signature__: Any
     else:  # not annotated at run time, as the options are
-        #: The one name that is ours on an instance.
-        __slots__ = ("__anyloader__", "__dict__", "__weakref__")  # faster to read than others
+        # A slot, as an attribute that stands on the class too is slow to read.
+        __slots__ = {
+            "__anyloader__": "The inside of the loader, and the one name that is ours on an instance.",
+            "__dict__": "",
+            "__weakref__": "",
+        }
 
         def __new__(cls, *_args: object, **_options: object) -> Self:
             loader = super().__new__(cls)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import enum
 import importlib
-import runpy
 import subprocess
 import sys
 import threading
@@ -789,13 +788,6 @@ async def test_an_async_session_on_trio() -> None:
     engine = create_async_engine("sqlite+aiosqlite://")
     with pytest.raises(RuntimeError, match="an AsyncSession needs asyncio: on trio give"):
         await rows_by(Author.id, session=async_sessionmaker(engine))([1])
-
-
-def test_without_sqlalchemy_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["anyloader.integrations.sqlalchemy"]
-    monkeypatch.setitem(sys.modules, "sqlalchemy", None)
-    with pytest.raises(ImportError, match=r"pip install 'anyloader\[sqlalchemy\]'"):
-        runpy.run_path(str(module.__file__))
 
 
 def test_blocking_sessions_need_no_greenlet(tmp_path: Path) -> None:

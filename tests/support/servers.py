@@ -38,7 +38,7 @@ SERVERS = [
     if find_spec(command[0]) and (command[-1] != "trio" or find_spec("trio"))
 ]
 
-_START = 30  # seconds; a busy machine imports frameworks slowly
+_START = 60  # seconds; a busy machine imports frameworks slowly
 
 
 class Server(NamedTuple):
