@@ -269,7 +269,11 @@ async def test_an_extension_that_derives_from_it_knows_what_is_executed() -> Non
             async for _ in super().on_execute():
                 yield
 
-    schema = strawberry.Schema(Query, extensions=[Derived, LoaderScopeExtension])
+    schema = strawberry.Schema(
+        Query,
+        extensions=[Derived, LoaderScopeExtension],
+        execution_context_class=AnyioExecutionContext,
+    )
     result = await schema.execute("{scope}")
     assert result.errors is None
     assert queries == ["{scope}"]
