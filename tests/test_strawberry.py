@@ -6,6 +6,7 @@ import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -277,6 +278,29 @@ async def test_an_extension_that_derives_from_it_knows_what_is_executed() -> Non
     result = await schema.execute("{scope}")
     assert result.errors is None
     assert queries == ["{scope}"]
+
+
+async def test_the_scope_of_each_operation_can_be_made_by_the_user() -> None:
+    scopes: list[LoaderScope] = []
+
+    def make_scope() -> LoaderScope:
+        scopes.append(LoaderScope())
+        return scopes[-1]
+
+    schema = strawberry.Schema(
+        Query,
+        extensions=[partial(LoaderScopeExtension, make_scope=make_scope)],
+        execution_context_class=AnyioExecutionContext,
+    )
+    for _ in range(2):
+        result = await schema.execute("{scope}")
+        assert result.data == {"scope": str(id(scopes[-1]))}
+    assert len(scopes) == 2
+
+
+def test_what_makes_no_scope_is_refused() -> None:
+    with pytest.raises(TypeError, match="make_scope must be a callable"):
+        LoaderScopeExtension(make_scope=LoaderScope())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 async def test_a_cancelled_operation_leaves_nothing_behind(schema: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import lru_cache
 from typing import Any
 
@@ -52,7 +52,19 @@ class LoaderScopeExtension(SchemaExtension):
     need graphql-core 3.3; with 3.2 they have no scope.
 
     ``schema.execute_sync`` refuses it, as any extension that is async.
+
+    :param make_scope: called without arguments for each operation and event; returns the scope for it,
+        with hooks or a limiter. ``extensions=[partial(LoaderScopeExtension, make_scope=f)]`` gives it
+    :raises TypeError: if ``make_scope`` cannot be called
     """
+
+    def __init__(self, *, make_scope: Callable[[], LoaderScope] = LoaderScope) -> None:
+        if not callable(make_scope):
+            raise TypeError(
+                "make_scope must be a callable that returns a new LoaderScope for each operation, "
+                f"not {make_scope!r}"
+            )
+        self._make_scope = make_scope
 
     # Strawberry has no hook around the execution of an event, but it asks its schema for the class
     # that executes, after it has told the extensions what is executed.
@@ -66,11 +78,13 @@ class LoaderScopeExtension(SchemaExtension):
     def execution_context(self, context: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._execution_context = context
         schema = context.schema
-        schema.execution_context_class = _with_scopes(schema.execution_context_class)
+        schema.execution_context_class = _with_scopes(
+            schema.execution_context_class, self._make_scope
+        )
 
     async def on_execute(self) -> AsyncIterator[None]:
         """Open the scope, and leave it after the operation; entering is no checkpoint."""
-        async with LoaderScope():
+        async with self._make_scope():
             yield
 
 
@@ -78,6 +92,7 @@ class _ScopeForEachEvent:
     """Added to a class that executes; graphql-core 3.3 makes a copy of the executor for each event."""
 
     _is_event = False
+    _make_scope: Any
 
     def build_per_event_executor(self, payload: Any) -> Any:
         stock: Any = super()
@@ -88,19 +103,21 @@ class _ScopeForEachEvent:
     def execute_operation(self, *args: Any) -> Any:
         stock: Any = super()
         execute = stock.execute_operation
-        return _in_scope(execute, *args) if self._is_event else execute(*args)
+        if not self._is_event:
+            return execute(*args)
+        return _in_scope(type(self)._make_scope[0], execute, *args)
 
 
-async def _in_scope(execute: Any, *args: Any) -> Any:
-    async with LoaderScope():
+async def _in_scope(make_scope: Callable[[], LoaderScope], execute: Any, *args: Any) -> Any:
+    async with make_scope():
         result = execute(*args)
         return await result if isinstance(result, Awaitable) else result
 
 
 @lru_cache
-def _with_scopes(executor: type[Any]) -> type[Any]:
+def _with_scopes(executor: type[Any], make_scope: Callable[[], LoaderScope]) -> type[Any]:
     if issubclass(executor, _ScopeForEachEvent):
         return executor
-    return type(
-        executor.__name__, (_ScopeForEachEvent, executor), {"__module__": executor.__module__}
-    )
+    # In a tuple, where a function does not become a method.
+    names = {"__module__": executor.__module__, "_make_scope": (make_scope,)}
+    return type(executor.__name__, (_ScopeForEachEvent, executor), names)
