@@ -11,11 +11,11 @@ cancelled it. What a hook raises harms no load; it is logged, once for each load
 
 from __future__ import annotations
 
+import os.path
 import sys
 import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from ._results import log_exception
@@ -195,7 +195,7 @@ watches: ContextVar[tuple[Watch, ...]] = ContextVar("anyloader_watches", default
 
 #: Where calls come from that no reader of a report has written.
 _NOT_USERS = ("site-packages", "dist-packages", "<frozen ")
-_NOT_USERS_EITHER = (str(Path(__file__).parent), str(Path(warnings.__file__).parent))
+_NOT_USERS_EITHER = (os.path.dirname(__file__), os.path.dirname(warnings.__file__))
 
 
 def users_lines(frame: Any, most: int) -> tuple[tuple[str, int, str], ...]:
