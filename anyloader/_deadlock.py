@@ -65,8 +65,6 @@ def _needs(batch: Batch, waiter: Batch) -> list[Iterable[Batch]]:
     """
     if batch.is_at_work:
         return [(awaited,) for awaited in batch.waits or () if not awaited.is_done]
-    if batch.is_done:
-        return []
     # One without a task waits for ``dispatch()``, which anybody may call; but then for its tokens too.
     blockers = [needed for gate in batch.gates if (needed := gate.blockers(batch)) is not None]
     # One that awaits nothing ends by itself.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import Context, copy_context
 from functools import partial
 from typing import Any
 
@@ -17,11 +18,14 @@ from anyloader import (
     LoadCancelledError,
     LoadDeadlockError,
     LoaderClosedError,
+    LoaderNotOpenError,
     LoaderScope,
     batch_loader,
+    current_scope,
     schedules,
 )
 from anyloader._batch import park
+from anyloader._workers import _in_context
 from anyloader.hooks import BatchSealed, Event
 from support import Recorder, wait_all_tasks_blocked
 
@@ -197,14 +201,17 @@ class Stop(BaseException):
     pass
 
 
-async def test_a_hook_that_stops_the_program_as_batches_leave() -> None:
+@pytest.mark.parametrize("ends", [False, True])
+async def test_a_hook_that_stops_the_program_as_batches_leave(ends: bool) -> None:
     def hook(event: Event) -> None:
         if isinstance(event, BatchSealed):
+            if ends:
+                scope.cancel("enough")
             raise Stop
 
     limiter = anyio.CapacityLimiter(2)
     with pytest.raises(Stop):
-        async with LoaderScope(hooks=[hook]):
+        async with LoaderScope(hooks=[hook]) as scope:
             first = DataLoader(Recorder[int, str](str), limiter=limiter)
             second = DataLoader(Recorder[int, str](str), limiter=limiter)
             loads = [first.load(1), second.load(1)]
@@ -253,23 +260,25 @@ async def test_a_hook_that_stops_the_program_at_each_event(fails: bool) -> None:
 # --- the cache ---
 
 
-async def test_a_cache_that_refuses_a_key_and_ends_the_scope() -> None:
+@pytest.mark.parametrize("ends", [False, True])
+async def test_a_cache_that_refuses_a_key_and_ends_the_scope(ends: bool) -> None:
     class Cache(dict[Any, Any]):
+        armed = False
+
         def __setitem__(self, key: object, value: object) -> None:
+            self.armed = ends
             raise MemoryError("full")
 
         def get(self, key: object, default: object = None) -> Any:
-            if scopes:
-                scopes[0].cancel("enough")
+            if self.armed:
+                scope.cancel("enough")
             return super().get(key, default)
 
-    scopes: list[LoaderScope] = []
     async with LoaderScope() as scope:
         loader = DataLoader(Recorder[int, str](str), cache_map=Cache())
         with pytest.raises(MemoryError):
             loader.load(1)
-        scopes.append(scope)
-        with pytest.raises((MemoryError, LoaderClosedError)):
+        with pytest.raises(LoaderClosedError if ends else MemoryError):
             loader.load(2)
 
 
@@ -356,6 +365,28 @@ async def test_clearing_a_batch_loader_clears_it_under_all_arguments() -> None:
     assert calls == [("en", [1]), ("de", [1])] * 3
 
 
+# --- contexts ---
+
+
+@pytest.mark.parametrize("knows", [False, True])
+async def test_a_scope_that_is_left_in_another_context_than_it_was_entered_in(knows: bool) -> None:
+    async def within(context: Context, steps: Any) -> None:
+        try:
+            yielded = context.run(steps.send, None)
+        except StopIteration:
+            return
+        await _in_context(context, steps, yielded)
+
+    scope = LoaderScope()
+    entered = copy_context()
+    await within(entered, scope.__aenter__())
+    assert entered.run(current_scope) is scope
+    left = entered.copy() if knows else copy_context()
+    await within(left, scope.__aexit__(None, None, None))
+    with pytest.raises(LoaderNotOpenError):
+        left.run(current_scope)
+
+
 # --- errors ---
 
 
@@ -412,7 +443,7 @@ async def test_a_batch_that_somebody_may_dispatch_is_no_deadlock() -> None:
         assert await top.load(1) == "1"
 
 
-async def test_a_token_that_one_of_two_holders_will_give_back_is_no_deadlock() -> None:
+async def test_a_token_that_some_of_its_holders_will_give_back_is_no_deadlock() -> None:
     go_on = anyio.Event()
 
     async def slow(keys: list[int]) -> list[int]:
@@ -428,14 +459,15 @@ async def test_a_token_that_one_of_two_holders_will_give_back_is_no_deadlock() -
     async def above(keys: list[int]) -> list[int]:
         return [await second.load(key) for key in keys]
 
-    limiter = anyio.CapacityLimiter(2)
+    limiter = anyio.CapacityLimiter(3)
     async with LoaderScope(), anyio.create_task_group() as tg:
         slowly = DataLoader(slow)
-        first = DataLoader(waits_for_slow, limiter=limiter)
+        first = DataLoader(waits_for_slow, limiter=limiter, max_batch_size=1)
         second = DataLoader(waits_for_a_token, limiter=limiter)
         third: DataLoader[int, int] = DataLoader(Recorder[int, int](int), limiter=limiter)
         top = DataLoader(above)
         tg.start_soon(first.load, 1)
+        tg.start_soon(first.load, 2)
         tg.start_soon(top.load, 1)
         await wait_all_tasks_blocked()
         go_on.set()

@@ -215,8 +215,10 @@ async def test_tasks_that_are_cancelled_as_it_settles() -> None:
 
 async def test_futures_of_a_group_that_has_ended_unheard() -> None:
     async with anyio.create_task_group() as tg:
-        loader = DataLoader(Recorder(same), task_group=tg, schedule=schedules.manual())
-        awaited, cancelled = loader.load(1), loader.load(2)
+        awaited, cancelled = (
+            DataLoader(Recorder(same), task_group=tg, schedule=schedules.manual()).load(1)
+            for _ in range(2)
+        )
     cancelled.cancel()  # pyright: ignore[reportPossiblyUnboundVariable]
     with pytest.raises(LoaderClosedError):
         await awaited  # pyright: ignore[reportGeneralTypeIssues, reportPossiblyUnboundVariable]
