@@ -10,12 +10,15 @@ waiter can leave in constant time and no waiter can reach another one's.
 
 from __future__ import annotations
 
+import gc
 import sys
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sized
 from contextvars import Context
 from functools import partial
 from types import coroutine
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     import asyncio
@@ -148,7 +151,7 @@ class AsyncioBackend:
         self.new_waiter: Any = partial(asyncio.Future, loop=loop)
         self.checkpoint: Any = _next_round
         self.current_task = asyncio.current_task
-        self.ready = _ready_queue(asyncio.BaseEventLoop, loop)
+        self.ready = _ready_queue(loop)
 
     def is_here(self) -> bool:
         return self.current() is self.token and not _in_trio_task()
@@ -175,18 +178,45 @@ class AsyncioBackend:
                 pass  # cancelled in this very round, and has not left yet
 
 
-def _ready_queue(base: Any, loop: Any) -> Sized:
+#: The queues of loops that were met.
+_queues: WeakKeyDictionary[asyncio.AbstractEventLoop, Sized] = WeakKeyDictionary()
+
+_SCHEDULING = ("call_soon", "_call_soon", "_run_once")
+
+
+def _ready_queue(loop: Any) -> Sized:
     """
     Return the queue of what is ready to run, of a loop that is known to have no other one.
 
     An empty queue while a task runs means that nothing else can run before something comes from
-    outside. There is no public way to ask.
+    outside. There is no public way to ask. A loop that somebody has changed, or that is not known
+    here, may keep what is ready anywhere.
     """
-    methods = ("call_soon", "_call_soon", "_run_once")
-    stock = all(
-        getattr(type(loop), name, None) is getattr(base, name, methods) for name in methods
-    ) and not any(name in getattr(loop, "__dict__", ()) for name in methods)
-    return getattr(loop, "_ready", _UNSEEN) if stock else _UNSEEN
+    try:
+        return _queues[loop]
+    except KeyError:
+        queue = _queues[loop] = _find_queue(loop)
+        return queue
+    except TypeError:  # no weak reference, or no hash
+        return _UNSEEN
+
+
+def _find_queue(loop: Any) -> Sized:
+    kind = type(loop)
+    if any(name in getattr(loop, "__dict__", ()) for name in _SCHEDULING):
+        return _UNSEEN
+    base = sys.modules["asyncio"].BaseEventLoop
+    if all(getattr(kind, name, None) is getattr(base, name, ...) for name in _SCHEDULING):
+        return getattr(loop, "_ready", _UNSEEN)
+    if kind is getattr(sys.modules.get("uvloop"), "Loop", None):
+        # A field of C. It is the one that takes what is to be called soon.
+        for queue in gc.get_referents(loop):
+            if type(queue) is deque:
+                before = len(queue)
+                loop.call_soon(before.__bool__).cancel()
+                if len(queue) == before + 1:
+                    return queue
+    return _UNSEEN
 
 
 class TrioBackend:

@@ -1081,8 +1081,10 @@ class Batch(_Loads):
                 self._end(_DROP)
                 return False
         self.state = _START[self.state]
-        self._count_sealed(0)
-        self.loader.counts.running += 1
+        counts = self.loader.counts
+        counts.sealed -= self._sealed
+        self._sealed = 0
+        counts.running += 1
         return True
 
     def _count_sealed(self, keys: int) -> None:

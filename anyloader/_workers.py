@@ -248,11 +248,20 @@ class Workers:
         while not self._holding:
             backend = self.backend
             is_quiet = self._quiet >= backend.quiet or not backend.ready
+            if len(self._counted) == 1:
+                # What follows comes to this, where one thing is loaded after the other.
+                (batch,) = self._counted
+                if batch.is_open and not batch.gates and self._may_leave(batch, is_quiet):
+                    batch.seal("schedule")
+                    if len(self._counted) == 1:  # no hook has loaded
+                        self._counted.clear()
+                        self._leading = False
+                        return None if batch.is_done else batch
             leaving: list[Batch] = []
             staying: list[Batch] = []
             for batch in self._counted:
                 if batch.state is _batch.OPEN:
-                    leaves = (is_quiet and batch.schedule.ends_when_quiet) or self._is_due(batch)
+                    leaves = self._may_leave(batch, is_quiet)
                     (leaving if leaves else staying).append(batch)
                 elif batch.worker_scope is None and batch.state is _batch.SEALED:
                     leaving.append(batch)  # who sealed it was interrupted before it could be sent
@@ -268,7 +277,9 @@ class Workers:
                 return None
         return _LEAD
 
-    def _is_due(self, batch: Batch) -> bool:
+    def _may_leave(self, batch: Batch, is_quiet: bool) -> bool:
+        if is_quiet and batch.schedule.ends_when_quiet:
+            return True
         if batch.due is None:
             batch.due = self._round + batch.schedule.rounds
         return self._round >= batch.due  # pyright: ignore[reportOperatorIssue]
