@@ -51,6 +51,9 @@ CLOSED: Final = "closed"
 _FAREWELL = 1.0
 
 
+_NOTHING_YET = LoaderStatistics()
+
+
 class LoaderRules(Protocol):
     """What a dispatcher asks of a loader."""
 
@@ -101,15 +104,12 @@ class Dispatcher(Workers):
         #: The scope around this one.
         self.outer = _still_open(ambient.get())
         self.entered = False
-        if task_group is not None:
-            self._start_task = _task_starter(task_group)
         #: OPEN -> CLOSING -> CLOSED; a dispatcher that is not entered stays OPEN.
         self.state: str = OPEN
-        self.context = copy_context()
         #: Those to tell when this is left, with what they count. A loader that nobody can reach any
         #: more goes, and what it has counted joins ``_past``.
         self._loaders: dict[ref[Any], Counts] = {}
-        self._past = LoaderStatistics()
+        self._past = _NOTHING_YET
         self._purge_at = 64
         #: The batches that are not done, in order of their opening.
         self._outstanding: dict[Batch, None] = {}
@@ -119,9 +119,12 @@ class Dispatcher(Workers):
         self._doubtful: dict[Batch, int] = {}
         #: Second levels with something to delete there.
         self.to_delete: dict[Any, None] = {}
-        backend = running_backend()
-        if backend is not None:
-            self._use(backend)
+        if task_group is not None:  # which may be never entered
+            self._start_task = _task_starter(task_group)
+            self.context = copy_context()
+            backend = running_backend()
+            if backend is not None:
+                self._use(backend)
 
     backend: Backend
     token: object = None
@@ -310,12 +313,13 @@ class Dispatcher(Workers):
 
     async def enter(self) -> None:
         self.entered = True
-        # Once more: what was set since, such as the ambient scope, belongs to it.
+        # What was set since it was made, such as the ambient scope, belongs to it.
         self.context = copy_context()
-        self.backend.prepare(self.context)
+        backend: Any = running_backend()
+        self._use(backend)
         if self._owns_group:
             self._group = anyio.create_task_group()
-            self._start_task = _task_starter(self._group)
+            self._start_task = self._group.start_soon
             await self._group.__aenter__()
 
     def cancel(self, why: str, cause: BaseException | None = None) -> None:
@@ -350,26 +354,31 @@ class Dispatcher(Workers):
         """
         was_open = self.state is OPEN
         self.state = CLOSING if was_open else CLOSED
-        for loader in self.loaders():
-            loader.bind(None)
         leaving = exc
-        if exc is None:
+        if self._loaders or self._outstanding or self.storing:  # or there is nothing to end
+            for loader in self.loaders():
+                loader.bind(None)
+            if exc is None:
+                try:
+                    await self._drain()
+                except BaseException as exc_:
+                    leaving = exc_
             try:
-                await self._drain()
+                self._cancel_batches("its scope was left", leaving)
             except BaseException as exc_:
                 leaving = exc_
-        try:
-            self._cancel_batches("its scope was left", leaving)
-        except BaseException as exc_:
-            leaving = exc_
         for worker in list(self._workers):
             worker.scope.cancel()
         try:
-            await self._join(leaving)
+            if self._owns_group:
+                await leave_bare(self._group, leaving)
+            else:
+                await self._join()
         finally:
             self.state = CLOSED
             try:
-                await self._delete_the_rest()
+                if self.to_delete:
+                    await self._delete_the_rest()
             finally:
                 self._forget()
         if leaving is not exc and leaving is not None:
@@ -388,18 +397,16 @@ class Dispatcher(Workers):
         self.hooks = ()
         self.outer = _still_open(self.outer)
 
-    async def _join(self, leaving: BaseException | None) -> None:
-        if not self._owns_group:
-            with CancelScope(shield=True):
-                for _ in range(2):  # after which every task has made its first step, in any order
-                    if any(worker.steps is not None for worker in self._workers):
-                        await self.backend.checkpoint()
-                for worker in list(self._workers):
-                    self._check_begun(worker)
-                while self._workers:
-                    await delegate(park(self.backend, self._changed))
-            return
-        await leave_bare(self._group, leaving)
+    async def _join(self) -> None:
+        """Wait, in a foreign group, until all workers have ended."""
+        with CancelScope(shield=True):
+            for _ in range(2):  # after which every task has made its first step, in any order
+                if any(worker.steps is not None for worker in self._workers):
+                    await self.backend.checkpoint()
+            for worker in list(self._workers):
+                self._check_begun(worker)
+            while self._workers:
+                await delegate(park(self.backend, self._changed))
 
     async def _drain(self) -> None:
         """Let what is wanted come to its end, and cancel the rest."""
@@ -453,11 +460,10 @@ class Dispatcher(Workers):
 
     async def _delete_the_rest(self) -> None:
         """What was cleared last has no next batch that would delete it for other processes."""
-        if self.to_delete:
-            with anyio.move_on_after(_FAREWELL, shield=True):
-                for level in list(self.to_delete):
-                    await level.delete()
-            self.to_delete.clear()
+        with anyio.move_on_after(_FAREWELL, shield=True):
+            for level in list(self.to_delete):
+                await level.delete()
+        self.to_delete.clear()
 
     def delete_soon(self, level: Any) -> None:
         """Where no way out will do it, a task deletes what was cleared."""
@@ -485,7 +491,7 @@ async def leave_bare(group: TaskGroup, leaving: BaseException | None) -> None:
         has to pass through the group, which may be its target, and raises it if it is not
     """
     passed: tuple[Any, Any, Any] = (None, None, None)
-    if isinstance(leaving, anyio.get_cancelled_exc_class()):
+    if leaving is not None and isinstance(leaving, anyio.get_cancelled_exc_class()):
         passed = (type(leaving), leaving, leaving.__traceback__)
     try:
         await group.__aexit__(*passed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar, Token
 from functools import partial, update_wrapper
@@ -58,6 +57,8 @@ L = TypeVar("L", bound=DataLoader[Any, Any])
 # the same code are made at each call, and none of them ever has more than one key.
 _MANY_OF_ONE_CODE = 5
 
+_NO_HOOKS: Sequence[Hook] = ()
+
 
 class LoaderScope:
     """
@@ -95,19 +96,20 @@ class LoaderScope:
         task_group: TaskGroup | None = None,
         *,
         limiter: LimiterOption | None = None,
-        hooks: Sequence[Hook] = (),
+        hooks: Sequence[Hook] = _NO_HOOKS,
         shared: bool = False,
         inside: LoaderScope | None = None,
     ) -> None:
-        for name, value in (("hooks", hooks), ("limiter", limiter)):
-            if not RULES[name].fits(value):
-                raise TypeError(f"{name} must be {RULES[name].expected}, not {value!r}")
+        if hooks is not _NO_HOOKS or limiter is not None:  # or all is as it is for most requests
+            for name, value in (("hooks", hooks), ("limiter", limiter)):
+                if not RULES[name].fits(value):
+                    raise TypeError(f"{name} must be {RULES[name].expected}, not {value!r}")
         if not isinstance(shared, bool):
             raise TypeError(f"shared must be True or False, not {shared!r}")
         if inside is not None and not isinstance(inside, LoaderScope):
             raise TypeError(f"inside must be a LoaderScope, not {article(inside)}")
         self._inside = inside
-        self._make = partial(Dispatcher, task_group, hooks, limiter, shared)
+        self._made_with = task_group, hooks, limiter, shared
         if task_group is not None:
             Dispatcher(task_group)  # refuses what is no task group
         self._dispatcher: Dispatcher | None = None
@@ -115,7 +117,7 @@ class LoaderScope:
         #: Those of ``@batch_loader`` functions, by function and arguments.
         self._families: dict[Any, dict[Any, DataLoader[Any, Any]]] = {}
         #: Loaders by the code of their functions, to see that one is made at each call.
-        self._codes: Counter[CodeType] = Counter()
+        self._codes: dict[CodeType, int] = {}
         self._reset: Token[Any] | None = None
         self._portal: Portal | None = None
 
@@ -126,7 +128,7 @@ class LoaderScope:
         """
         self._check_new()
         inside = None if self._inside is None else self._inside._entered()
-        self._dispatcher = dispatcher = self._make(self)
+        self._dispatcher = dispatcher = Dispatcher(*self._made_with, self)
         if inside is not None:
             dispatcher.outer, self._inside = inside, None
         self._reset = ambient.set(dispatcher)
@@ -145,9 +147,10 @@ class LoaderScope:
         finally:
             self._loaders.clear()
             self._families.clear()
-            reset, self._reset = self._reset, None
+            reset: Any = self._reset
+            self._reset = None
             try:
-                ambient.reset(cast("Token[Any]", reset))
+                ambient.reset(reset)
             except ValueError:
                 # Left in another context than it was entered in, as an abandoned async generator is.
                 if ambient.get() is dispatcher:
@@ -261,7 +264,7 @@ class LoaderScope:
             source = source.func
         code = getattr(source, "__code__", None)
         if code is not None:
-            self._codes[code] += 1
+            self._codes[code] = self._codes.get(code, 0) + 1
             if self._codes[code] == _MANY_OF_ONE_CODE + 1:
                 warnings.warn(
                     f"{self._codes[code]} loaders of one scope were made of the function in line "
