@@ -383,9 +383,11 @@ class LoadHandle(_Driven[V_co]):
 
     def _park(self, waiter: Callable[[], object]) -> Parked | None:
         """Call ``waiter`` when this settles; ``None`` if it has settled already."""
-        batch = self._batch
+        batch: Any = self._batch
         if batch is not None:
-            batch.scope.check_await(batch)
+            backend = batch.backend
+            if backend.current() is not backend.token or not batch.has_task:
+                batch.scope.check_await(batch)
         return None if self._batch is None else Parked(self, self._batch, (self._batch,), waiter)
 
     def __repr__(self) -> str:

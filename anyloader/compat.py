@@ -49,6 +49,7 @@ class LoadFuture(Generic[T]):
         "_done",
         "_error",
         "_handle",
+        "_has_value",
         "_parked",
         "_waiters",
     )
@@ -60,8 +61,9 @@ class LoadFuture(Generic[T]):
         self._handle: Any = handle
         self._callbacks: list[tuple[Callable[[LoadFuture[T]], object], Context]] = []
         self._cancelled = False
-        #: Whether it is known to be done, which it is for good.
-        self._done = False
+        #: Whether it is known to be done, which it is for good; and, then, whether it is one load with
+        #: a value, as nearly all are.
+        self._done = self._has_value = False
         self._cancel_message: object = None
         #: The tasks that await this.
         self._waiters: dict[Any, None] = {}
@@ -102,8 +104,11 @@ class LoadFuture(Generic[T]):
 
     def done(self) -> bool:
         """Whether the load has settled, or this was cancelled."""
-        if not self._done:  # asked ten times by each gather
-            self._done = self._error is not None or not is_pending(self._handle)
+        if not self._done and (self._error is not None or not is_pending(self._handle)):
+            self._done = True
+            handle = self._handle
+            if self._error is None and type(handle) is LoadHandle:
+                self._has_value = type(outcome_in(handle)) is not Failure
         return self._done
 
     def cancelled(self) -> bool:
@@ -117,13 +122,13 @@ class LoadFuture(Generic[T]):
         :raises asyncio.CancelledError: if this was cancelled
         :raises asyncio.InvalidStateError: if the load is pending
         """
-        if not self.done():
+        if not self._has_value and not self.done():
             raise asyncio.InvalidStateError("Result is not set.")
-        if self._error is not None:
-            raise self._error
-        if self._has_value():
+        if self._has_value:
             value: T = outcome_in(self._handle)
             return value
+        if self._error is not None:
+            raise self._error
         outcome = self.__await__()
         try:
             outcome.send(None)
@@ -139,22 +144,15 @@ class LoadFuture(Generic[T]):
         :raises asyncio.CancelledError: if this was cancelled
         :raises asyncio.InvalidStateError: if the load is pending
         """
+        if self._has_value:
+            return None
         if self._cancelled or not self.done():
             self.result()
-        if self._has_value():
-            return None
         try:
             self.result()
         except Exception as exc:
             return exc
         return None
-
-    def _has_value(self) -> bool:
-        """Of what is done: whether it is one load and has a value, as nearly all do."""
-        handle = self._handle
-        if self._cancelled or self._error is not None or type(handle) is not LoadHandle:
-            return False
-        return type(outcome_in(handle)) is not Failure
 
     def cancel(self, msg: object = None) -> bool:
         """Give this up; return whether there was anything to give up."""
@@ -171,14 +169,13 @@ class LoadFuture(Generic[T]):
         self, fn: Callable[[LoadFuture[T]], object], /, *, context: Context | None = None
     ) -> None:
         """Call ``fn(self)`` soon after this is done. Under asyncio only."""
-        context = context or copy_context()
-        self._callbacks.append((fn, context))
-        if not self.done():
+        self._callbacks.append((fn, copy_context() if context is None else context))
+        if self._parked is None and not self._done:
             try:
                 self._park()
             except Exception as exc:  # of another event loop, or a deadlock: this await has failed
                 self._error = exc
-        if self.done():
+        if self._parked is None:
             self._call_back()
 
     def remove_done_callback(self, fn: Callable[[LoadFuture[T]], object], /) -> int:
@@ -189,13 +186,17 @@ class LoadFuture(Generic[T]):
         return removed
 
     def _call_back(self) -> None:
-        waiters, self._waiters = self._waiters, {}
-        for waiter in waiters:
-            if not getattr(waiter, "done", bool)():  # it may be cancelled in this very round
-                waiter.set_result(None)
-        callbacks, self._callbacks = self._callbacks, []
-        for fn, context in callbacks:
-            asyncio.get_running_loop().call_soon(fn, self, context=context)
+        self._parked = None
+        if self._waiters:
+            waiters, self._waiters = self._waiters, {}
+            for waiter in waiters:
+                if not getattr(waiter, "done", bool)():  # it may be cancelled in this very round
+                    waiter.set_result(None)
+        if self._callbacks:
+            callbacks, self._callbacks = self._callbacks, []
+            loop = asyncio.get_running_loop()
+            for fn, context in callbacks:
+                loop.call_soon(fn, self, context=context)
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         """Return the running event loop."""
