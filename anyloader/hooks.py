@@ -168,7 +168,9 @@ class Hooks:
         self._logged: set[int] = set()
 
     def __call__(self, event: Event) -> None:
-        hooks: tuple[Hook, ...] = (*self.hooks, *self.watches)
+        hooks: tuple[Hook, ...] = self.hooks
+        if self.watches:
+            hooks = (*hooks, *self.watches)
         for hook in hooks:
             try:
                 hook(event)

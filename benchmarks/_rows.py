@@ -35,6 +35,7 @@ from ._contenders import (
 )
 from ._growth import growth_contests
 from ._measure import Contest, Row, Sample, cpu_time
+from ._observing import observing_contests
 from ._without_hooks import without_hooks
 
 #: Made once, so that making them is never part of what is measured.
@@ -535,6 +536,8 @@ _BOUNDED: list[tuple[str, str, float, str, _Contests]] = [
     ("growth", "4 times the work, in what time", 5, "ms", growth_contests),
     ("cancel", "16,000 waiting tasks cancelled", 1.3, "us", cancel_contests),
     ("hooks", "hooks where none is given", 1.05, "us", hooks_contests),
+    ("observed-hits", "a hit, observed", 1.5, "us", partial(observing_contests, hits=True)),
+    ("observed-misses", "a miss, observed", 30, "us", partial(observing_contests, hits=False)),
     ("middleware", "a request in LoaderScopeMiddleware", 20, "us", middleware_contests),
     ("import", "import anyloader, beyond anyio", 15, "ms", import_contests),
 ]

@@ -3,60 +3,75 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ._extras import missing
 
 try:
     from opentelemetry import context, metrics, trace
+    from opentelemetry.metrics import CallbackOptions, Observation
 except ModuleNotFoundError as _exc:
     raise missing("opentelemetry", _exc) from _exc
 
-from ..hooks import (
-    BatchCancelled,
-    BatchFailed,
-    BatchFinished,
-    BatchSealed,
-    BatchStarted,
-    Event,
-    LoadHit,
-    LoadQueued,
-    ValueCacheFailed,
-    ValueCacheHit,
-    ValueCacheMiss,
-)
+from ..hooks import BatchCancelled, BatchFailed, BatchStarted, Event, LoadHit
+from ._observer import SECONDS, SIZES, End, Observer, Pending
 
 __all__ = ("OpenTelemetryHook",)
-
-#: Batches take from a fraction of a millisecond, in memory, to seconds.
-_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-#: Half of the sizes above 100 matter to nobody who asks why batches are small.
-_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000)
 
 
 class OpenTelemetryHook:
     """
     A hook that makes a span of each batch, and measures batches and loads::
 
-        telemetry = OpenTelemetryHook()
+        telemetry = OpenTelemetryHook()  # one for the whole program
 
         async with LoaderScope(hooks=[telemetry]): ...
 
-    The span lasts as long as the batch function. It is the child of the span that was active where
-    the loader, or its scope, was opened, and has links to the spans of all callers; what the batch
-    function does is in it. Its attributes say ``anyloader.loader``, ``anyloader.batch.size``,
-    ``.reason``, ``.shared`` (loads that shared a key), ``.wait`` (seconds from the first load to the
-    call), ``.errors`` (keys that failed), and ``anyloader.value_cache.hits`` and ``.misses``.
+    The spans follow the conventions that are proposed for GraphQL (`graphql/otel-wg
+    <https://github.com/graphql/otel-wg/blob/main/spec/spans.yaml>`_): ``GraphQL DataLoader Batch
+    {name}``, from the first load of the batch until its loads have settled. A span is the child of the
+    one that was active where the loader, or its scope, was opened, and has links to those of its
+    callers; what the batch function does is in it. Batches that are never sent have none. Attributes:
 
-    The metrics are ``anyloader.batch.size``, ``anyloader.batch.duration``, ``anyloader.loads`` (by
-    ``anyloader.result``: "hit", "shared" or "miss"), ``anyloader.value_cache.keys`` (by
-    ``anyloader.result``: "hit" or "miss") and ``anyloader.value_cache.failures``, all by
-    ``anyloader.loader``.
+    - ``graphql.processing.type``: "dataloader_batch"
+    - ``graphql.dataloader.name``
+    - ``graphql.dataloader.batch.size``: the loads of the batch
+    - ``graphql.dataloader.cache.miss_count``: of these, the keys that the batch function was given, and
+      ``graphql.dataloader.cache.hit_count``: the others, which shared a key or were answered by the value
+      cache; both only with ``cache_counts=True``
+    - ``error.type``, with the status of an error: the class of what the batch function raised, or
+      ``anyloader.key_error`` if single keys failed, whose number is ``anyloader.batch.errors``
+    - ``anyloader.batch.reason``: why it left; ``anyloader.batch.wait``: seconds until its start;
+      ``anyloader.batch.cancelled``: whether it was cancelled
 
-    One hook can serve any number of loaders, scopes and event loops.
+    The metrics, all by ``graphql.dataloader.name``, which has no bound arguments there:
+
+    - ``anyloader.loads``, by ``anyloader.result``: "hit", "shared" or "miss"
+    - ``anyloader.batches``, by ``anyloader.outcome``: "finished", "failed" or "cancelled"; and
+      ``anyloader.keys``, which they were sent with
+    - ``anyloader.time`` and ``anyloader.wait``: seconds that batch functions took, and that batches
+      waited for their start, all together
+    - ``anyloader.queued``: keys that wait to be sent
+    - ``anyloader.failed_keys``
+    - ``anyloader.value_cache.keys``, by ``anyloader.result``: "hit" or "miss"; and
+      ``anyloader.value_cache.failures``, by ``anyloader.operation``
+
+    They are plain numbers, which are looked at when metrics are collected.
+
+    No keys, no values and no texts of errors are in any of it. One hook can serve any number of
+    loaders, scopes and event loops.
 
     :param tracer_provider: the global one by default
     :param meter_provider: the global one by default
+    :param most_links: a span has links to so many callers; 0 for none
+    :param cache_counts: whether spans tell what caches have saved
+    :param histograms: whether to record ``anyloader.batch.size`` and ``anyloader.batch.duration``, which
+        takes the SDK longer than all else here
+    :param most_names: loaders with other names than the first so many are measured as "other"
+    :raises TypeError: if ``most_links`` is no int >= 0, or ``most_names`` no int >= 1
     """
 
     def __init__(
@@ -64,125 +79,235 @@ class OpenTelemetryHook:
         *,
         tracer_provider: trace.TracerProvider | None = None,
         meter_provider: metrics.MeterProvider | None = None,
+        most_links: int = 128,
+        cache_counts: bool = False,
+        histograms: bool = False,
+        most_names: int = 200,
     ) -> None:
-        self._tracer = trace.get_tracer("anyloader", tracer_provider=tracer_provider)
+        if isinstance(most_links, bool) or not isinstance(most_links, int) or most_links < 0:
+            raise TypeError(f"most_links must be an int >= 0, not {most_links!r}")
+        tracer = trace.get_tracer("anyloader", tracer_provider=tracer_provider)
         meter = metrics.get_meter("anyloader", meter_provider=meter_provider)
-        self._size = meter.create_histogram(
-            "anyloader.batch.size",
-            unit="{key}",
-            description="Keys that a batch was sent with",
-            explicit_bucket_boundaries_advisory=_SIZES,
-        )
-        self._duration = meter.create_histogram(
-            "anyloader.batch.duration",
-            unit="s",
-            description="How long the batch function took",
-            explicit_bucket_boundaries_advisory=_SECONDS,
-        )
-        self._loads = meter.create_counter(
-            "anyloader.loads", unit="{load}", description="Loads, by how they were answered"
-        )
-        self._cache_keys = meter.create_counter(
-            "anyloader.value_cache.keys",
-            unit="{key}",
-            description="Keys that a value cache was asked for",
-        )
-        self._cache_failures = meter.create_counter(
-            "anyloader.value_cache.failures",
-            unit="{call}",
-            description="Calls of a value cache that failed",
-        )
-        #: By number; those that are not done.
-        self._batches: dict[int, _Batch] = {}
+        observer = _Observer(tracer, meter, most_links, cache_counts, histograms, most_names)
+        self._handlers = observer.handlers
 
     def __call__(self, event: Event) -> None:
         """Take note of an event."""
-        by_loader = {"anyloader.loader": event.loader}
-        if isinstance(event, LoadHit):
-            self._loads.add(1, {**by_loader, "anyloader.result": "hit"})
-            return
-        if isinstance(event, ValueCacheFailed):  # may come after the end
-            failed = {**by_loader, "anyloader.operation": event.operation}
-            self._cache_failures.add(1, failed)
-            return
-        batch = self._batches.get(event.batch)
-        if batch is None:
-            batch = self._batches[event.batch] = _Batch()
-        if isinstance(event, LoadQueued):
-            result = "shared" if event.shared else "miss"
-            self._loads.add(1, {**by_loader, "anyloader.result": result})
-            batch.shared += event.shared
-            batch.link(trace.get_current_span().get_span_context())
-        elif isinstance(event, BatchSealed):
-            batch.reason = event.reason
-            if not event.size:
-                del self._batches[event.batch]
-        elif isinstance(event, BatchStarted):
-            self._size.record(len(event.keys), by_loader)
-            self._start(batch, event)
-        elif isinstance(event, (ValueCacheHit, ValueCacheMiss)):
-            result, plural = (
-                ("hit", "hits") if isinstance(event, ValueCacheHit) else ("miss", "misses")
-            )
-            self._cache_keys.add(len(event.keys), {**by_loader, "anyloader.result": result})
-            batch.set(f"anyloader.value_cache.{plural}", len(event.keys))
-        elif isinstance(event, (BatchFinished, BatchFailed, BatchCancelled)):
-            del self._batches[event.batch]
-            self._end(batch, event)
+        self._handlers[type(event)](event)
 
-    def _start(self, batch: _Batch, event: BatchStarted) -> None:
-        now = time.perf_counter()
-        batch.started = now
-        # The event comes in the context of the batch function, which is that of the opening.
-        batch.span = self._tracer.start_span(
-            f"batch {event.loader}",
-            links=[trace.Link(caller) for caller in batch.callers.values()],
-            attributes={
-                "anyloader.loader": event.loader,
-                "anyloader.batch.size": len(event.keys),
-                "anyloader.batch.reason": batch.reason,
-                "anyloader.batch.wait": now - batch.opened,
-            },
-        )
-        # Never detached, as nothing else uses this context, and it ends with the function.
-        context.attach(trace.set_span_in_context(batch.span))
 
-    def _end(self, batch: _Batch, event: BatchFinished | BatchFailed | BatchCancelled) -> None:
-        if batch.span is trace.INVALID_SPAN:
-            return
-        outcome = {BatchFinished: "finished", BatchFailed: "failed", BatchCancelled: "cancelled"}
-        self._duration.record(
-            time.perf_counter() - batch.started,
-            {"anyloader.loader": event.loader, "anyloader.outcome": outcome[type(event)]},
+class _Series:
+    """What is counted for the loaders of one name."""
+
+    __slots__ = (
+        "batches",
+        "cache_failures",
+        "cache_hits",
+        "cache_misses",
+        "failed",
+        "hits",
+        "keys",
+        "labels",
+        "misses",
+        "queued",
+        "seconds",
+        "shared",
+        "waited",
+    )
+
+    def __init__(self, name: str) -> None:
+        self.labels = {"graphql.dataloader.name": name}
+        self.batches = {"finished": 0, "failed": 0, "cancelled": 0}
+        self.hits = self.shared = self.misses = self.queued = self.keys = self.failed = 0
+        self.seconds = self.waited = 0.0
+        self.cache_hits = self.cache_misses = 0
+        self.cache_failures: dict[str, int] = {}
+
+
+_Counts = Callable[[_Series], tuple[str, dict[str, int]]]
+
+
+class _Instruments:
+    """What one meter has, whatever the number of hooks: an instrument exists once."""
+
+    def __init__(self, meter: metrics.Meter) -> None:
+        self._meter = meter
+        self.series: dict[str, _Series] = {}
+        counter = meter.create_observable_counter
+        self._observe(counter, "loads", "{load}", "Loads, by their answer", _loads)
+        self._observe(counter, "batches", "{batch}", "Batches, by their outcome", _batches)
+        self._observe(counter, "keys", "{key}", "Keys that batches were sent with", "keys")
+        self._observe(counter, "time", "s", "What batch functions took", "seconds")
+        self._observe(counter, "wait", "s", "What batches waited for their start", "waited")
+        up_and_down = meter.create_observable_up_down_counter
+        self._observe(up_and_down, "queued", "{key}", "Keys that wait to be sent", "queued")
+        self._observe(counter, "failed_keys", "{key}", "Keys that failed", "failed")
+        asked = "Keys that a value cache was asked for"
+        self._observe(counter, "value_cache.keys", "{key}", asked, _asked)
+        failures = "Calls of a value cache that failed"
+        self._observe(counter, "value_cache.failures", "{call}", failures, _cache_failures)
+
+    def _observe(
+        self, make: Any, name: str, unit: str, description: str, counts: str | _Counts
+    ) -> None:
+        """:param counts: what gives the numbers of a series, with their labels; or its one number"""
+        known = self.series
+
+        def observe(_: CallbackOptions) -> Iterable[Observation]:
+            for series in list(known.values()):
+                if isinstance(counts, str):
+                    yield Observation(getattr(series, counts), series.labels)
+                else:
+                    label, numbers = counts(series)
+                    for value, number in list(numbers.items()):
+                        labels = {**series.labels, f"anyloader.{label}": value}
+                        yield Observation(number, labels)
+
+        make(f"anyloader.{name}", callbacks=[observe], unit=unit, description=description)
+
+    @cached_property
+    def histograms(self) -> tuple[metrics.Histogram, metrics.Histogram]:
+        return (
+            self._meter.create_histogram(
+                "anyloader.batch.size",
+                unit="{key}",
+                description="Keys that a batch was sent with",
+                explicit_bucket_boundaries_advisory=SIZES,
+            ),
+            self._meter.create_histogram(
+                "anyloader.batch.duration",
+                unit="s",
+                description="How long the batch function took",
+                explicit_bucket_boundaries_advisory=SECONDS,
+            ),
         )
-        batch.set("anyloader.batch.shared", batch.shared)
-        if isinstance(event, BatchFinished):
-            batch.set("anyloader.batch.errors", event.errors)
-        elif isinstance(event, BatchFailed):
-            batch.span.record_exception(event.error)
-            batch.span.set_status(trace.StatusCode.ERROR, type(event.error).__name__)
+
+
+_instruments: WeakKeyDictionary[metrics.Meter, _Instruments] = WeakKeyDictionary()
+
+
+class _Observer(Observer[_Series]):
+    def __init__(
+        self,
+        tracer: trace.Tracer,
+        meter: metrics.Meter,
+        most_links: int,
+        cache_counts: bool,
+        histograms: bool,
+        most_names: int,
+    ) -> None:
+        super().__init__(_Series, most_names)
+        self._tracer = tracer
+        self._most_links = most_links
+        self._cache_counts = cache_counts
+        instruments = _instruments.get(meter)
+        if instruments is None:
+            instruments = _instruments[meter] = _Instruments(meter)
+        self.series = instruments.series
+        self._histograms = instruments.histograms if histograms else None
+
+    def on_hit(self, event: LoadHit) -> None:
+        (self.series.get(event.loader) or self.of(event.loader)).hits += 1
+
+    def queued(self, batch: Pending[_Series], shared: bool) -> None:
+        series = batch.series
+        if shared:
+            series.shared += 1
         else:
-            batch.set("anyloader.batch.cancelled", event.why)
-        batch.span.end()
+            series.misses += 1
+            series.queued += 1
+        caller = trace.get_current_span()
+        callers = batch.callers
+        if callers is None:
+            callers = batch.callers = {}
+        # One caller loads many keys more often than not.
+        if caller not in callers and len(callers) < self._most_links:
+            span_context = caller.get_span_context()
+            if span_context.is_valid:
+                callers[caller] = None
+                if batch.span is not None:  # who shares a key that is on its way
+                    batch.span.add_link(span_context)
+
+    def waiting(self, series: _Series, change: int) -> None:
+        series.queued += change
+
+    def start(self, batch: Pending[_Series], event: BatchStarted) -> None:
+        wait = batch.started - batch.opened
+        batch.series.keys += batch.keys
+        batch.series.waited += wait
+        # The event comes in the context of the batch function, which is that of the opening.
+        span = self._tracer.start_span(
+            f"GraphQL DataLoader Batch {batch.name}",
+            links=[trace.Link(caller.get_span_context()) for caller in batch.callers or ()],
+            attributes={
+                "graphql.processing.type": "dataloader_batch",
+                "graphql.dataloader.name": batch.name,
+                "anyloader.batch.reason": batch.reason,
+                "anyloader.batch.wait": wait,
+            },
+            start_time=time.time_ns() - int(wait * 1e9),
+        )
+        batch.span = span
+        # Never detached, as nothing else uses this context, and it ends with the function.
+        context.attach(trace.set_span_in_context(span))
+        if self._histograms is not None:
+            self._histograms[0].record(batch.keys, batch.series.labels)
+
+    def end(self, batch: Pending[_Series], event: End, failed: int) -> None:
+        series = batch.series
+        outcome = type(event).__name__.removeprefix("Batch").lower()
+        seconds = time.perf_counter() - batch.started
+        series.batches[outcome] += 1
+        series.seconds += seconds
+        series.failed += failed
+        if self._histograms is not None:
+            self._histograms[1].record(seconds, {**series.labels, "anyloader.outcome": outcome})
+        span = batch.span
+        if span.is_recording():
+            self._describe(span, batch, event, failed)
+        span.end()
+
+    def _describe(self, span: trace.Span, batch: Pending[_Series], event: End, failed: int) -> None:
+        span.set_attribute("graphql.dataloader.batch.size", batch.loads)
+        if self._cache_counts:
+            span.set_attribute("graphql.dataloader.cache.miss_count", batch.keys)
+            span.set_attribute("graphql.dataloader.cache.hit_count", batch.loads - batch.keys)
+        if isinstance(event, BatchCancelled):
+            span.set_attribute("anyloader.batch.cancelled", True)
+        elif failed:
+            error = "anyloader.key_error"
+            if isinstance(event, BatchFailed):
+                error = type(event.error).__qualname__
+            span.set_attributes({"error.type": error, "anyloader.batch.errors": failed})
+            span.set_status(trace.StatusCode.ERROR)
+
+    def asked_value_cache(
+        self, series: _Series, batch: Pending[_Series] | None, found: int, missed: int
+    ) -> None:
+        series.cache_hits += found
+        series.cache_misses += missed
+        if batch is not None:
+            batch.keys -= found
+
+    def value_cache_failed(self, series: _Series, operation: str) -> None:
+        failures = series.cache_failures
+        failures[operation] = failures.get(operation, 0) + 1
 
 
-class _Batch:
-    def __init__(self) -> None:
-        self.opened = time.perf_counter()
-        self.started = self.opened
-        self.reason = ""
-        self.shared = 0
-        #: In order, each once.
-        self.callers: dict[tuple[int, int], trace.SpanContext] = {}
-        #: Until it starts, one that takes no note of anything.
-        self.span: trace.Span = trace.INVALID_SPAN
+# A label, and a number for each of its values.
 
-    def link(self, caller: trace.SpanContext) -> None:
-        identity = (caller.trace_id, caller.span_id)
-        if not caller.is_valid or identity in self.callers:
-            return
-        self.callers[identity] = caller
-        self.span.add_link(caller)  # one that shares a key that is on its way
 
-    def set(self, name: str, value: Any) -> None:
-        self.span.set_attribute(name, value)
+def _loads(series: _Series) -> tuple[str, dict[str, int]]:
+    return "result", {"hit": series.hits, "shared": series.shared, "miss": series.misses}
+
+
+def _batches(series: _Series) -> tuple[str, dict[str, int]]:
+    return "outcome", series.batches
+
+
+def _asked(series: _Series) -> tuple[str, dict[str, int]]:
+    return "result", {"hit": series.cache_hits, "miss": series.cache_misses}
+
+
+def _cache_failures(series: _Series) -> tuple[str, dict[str, int]]:
+    return "operation", series.cache_failures
