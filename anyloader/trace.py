@@ -4,23 +4,19 @@ A picture of the batches: which loads made each of them, why it left, and what i
     with record() as trace:
         await handle(request)
     print(trace.text())
-
-A saved record is shown by ``python -m anyloader.trace FILE.json``.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from html import escape
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import anyio
 from anyio.lowlevel import current_token
@@ -43,23 +39,12 @@ from .hooks import (
 
 __all__ = (
     "Trace",
-    "TraceFileError",
     "TracedBatch",
     "TracedHit",
     "TracedLoad",
     "TracedMiss",
-    "load",
     "record",
 )
-
-VERSION = 1
-
-T = TypeVar("T")
-
-
-class TraceFileError(ValueError):
-    """A file is no trace, or one of another version; the message says what is wrong with it."""
-
 
 # What is recorded. All times are seconds since the record began.
 
@@ -68,6 +53,7 @@ class TraceFileError(ValueError):
 class TracedLoad:
     """A load that brought a key into a batch, or shared one that was there."""
 
+    #: An excerpt.
     key: str
     at: float
     shared: bool
@@ -111,6 +97,10 @@ class TracedBatch:
     cached: int = 0
     uncached: int = 0
     missed: TracedMiss | None = None
+    #: How many loads brought a key, and how many shared one.
+    keys: int = 0
+    shared: int = 0
+    #: The first of these.
     loads: list[TracedLoad] = field(default_factory=list)
     #: Failures of the value cache.
     failures: list[str] = field(default_factory=list)
@@ -127,11 +117,15 @@ class TracedHit:
 
 @dataclass
 class Trace:
-    """What :func:`record` has recorded, and how to show, save and load it."""
+    """What :func:`record` has recorded, and how to show and save it."""
 
     duration: float = 0.0
+    #: The first of them, and how many there were.
     batches: list[TracedBatch] = field(default_factory=list)
+    batch_count: int = 0
+    #: The first of each loader, and how many each had.
     hits: list[TracedHit] = field(default_factory=list)
+    hit_counts: dict[str, int] = field(default_factory=dict)
 
     def text(self, width: int = 100) -> str:
         """
@@ -141,54 +135,37 @@ class Trace:
         """
         return _text(self, max(width, 40))
 
-    def svg(self) -> str:
-        """Return a picture as SVG, for light and for dark surroundings, that needs no other file."""
-        return _svg(self)
-
     def html(self) -> str:
-        """Return a page with the picture and a table of the loads, that needs no other file."""
+        """Return a page with a picture and a table of the loads, that needs no other file."""
         return _html(self)
 
-    def to_json(self) -> str:
-        """Return the record as JSON."""
-        return json.dumps({"anyloader_trace": VERSION, **asdict(self)}, indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> Trace:
+    def chrome(self) -> str:
         """
-        Return a record that :meth:`to_json` has made.
+        Return Chrome's trace events as JSON, which https://ui.perfetto.dev and ``chrome://tracing`` open.
 
-        :raises TraceFileError: if it is anything else
+        A thread for each loader; a batch is a slice with its phases in it, and a hit an instant.
         """
-        return _from_json(text)
+        return json.dumps(_chrome(self), indent=1)
 
     def save(self, path: str | PathLike[str]) -> None:
         """
-        Write the record to a file: as SVG, HTML or text if the name says so, else as JSON.
+        Write the record to a file.
 
+        :param path: its name tells as what: ``.html``, ``.txt``, or ``.json`` for :meth:`chrome`
+        :raises ValueError: if it tells something else
         :raises OSError: if the file cannot be written
         """
         path = Path(path)
-        make = {".svg": self.svg, ".html": self.html, ".txt": self.text}
-        path.write_text(make.get(path.suffix, self.to_json)(), encoding="utf-8")
-
-
-def load(path: str | PathLike[str]) -> Trace:
-    """
-    Read a record from a JSON file.
-
-    :raises TraceFileError: if the file cannot be read, or is no record of this version
-    """
-    try:
-        return Trace.from_json(Path(path).read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise TraceFileError(exc.strerror or str(exc)) from None
-    except UnicodeDecodeError:
-        raise TraceFileError("it is no text") from None
+        make = {".html": self.html, ".json": self.chrome, ".txt": self.text}.get(path.suffix)
+        if make is None:
+            raise ValueError(
+                f"a trace is saved as .html, .json or .txt, and not as {path.suffix or 'a file of no kind'}"
+            )
+        path.write_text(make(), encoding="utf-8")
 
 
 @contextmanager
-def record() -> Iterator[Trace]:
+def record(*, keys: bool = True, most: int = 100) -> Iterator[Trace]:
     """
     Record what the loaders do that are used in the block.
 
@@ -198,8 +175,19 @@ def record() -> Iterator[Trace]:
 
     To tell by how many rounds a key missed a batch, a callback runs in each of the ten rounds that
     follow one. Nothing else of the program changes.
+
+    :param keys: whether the record may hold excerpts of keys and of the texts of errors; without them it
+        can be shown to everybody
+    :param most: so many loads of each batch and hits of each loader are recorded one by one, and ten
+        times so many batches; of the others only how many there were
+    :raises TypeError: if ``most`` is no int
+    :raises ValueError: if it is negative
     """
-    recorder = _Recorder()
+    if isinstance(most, bool) or not isinstance(most, int):
+        raise TypeError(f"most must be an int, not {most!r}")
+    if most < 0:
+        raise ValueError(f"most must not be negative, and it is {most}")
+    recorder = _Recorder(keys, most)
     try:
         with Watch(recorder):
             yield recorder.trace
@@ -212,8 +200,10 @@ _MOST_ROUNDS = 10
 
 
 class _Recorder:
-    def __init__(self) -> None:
+    def __init__(self, keys: bool, most: int) -> None:
         self.trace = Trace()
+        self._keys = keys
+        self._most = most
         self._start: float | None = None
         #: By the number in the process.
         self._batches: dict[int, TracedBatch] = {}
@@ -245,28 +235,38 @@ class _Recorder:
     def __call__(self, event: Event) -> None:
         now = self._now()
         if isinstance(event, LoadHit):
-            self.trace.hits.append(TracedHit(event.loader, excerpt(event.key), now))
+            self._note_hit(event, now)
             return
         if isinstance(event, ValueCacheFailed):
             self._note_failure(event)
             return
         batch = self._batches.get(event.batch)
         if batch is None:
-            batch = TracedBatch(event.loader, len(self._batches) + 1, now)
+            if isinstance(event, (ValueCacheHit, ValueCacheMiss)):
+                return  # the call went on after the end of its batch
+            self.trace.batch_count += 1
+            batch = TracedBatch(event.loader, self.trace.batch_count, now)
             self._batches[event.batch] = self._of_loader[event.loader] = batch
-            self.trace.batches.append(batch)
+            if len(self.trace.batches) < 10 * self._most:
+                self.trace.batches.append(batch)
         if isinstance(event, BatchOpened):
             batch.missed = self._missed(batch)
         elif isinstance(event, LoadQueued):
-            batch.loads.append(TracedLoad(excerpt(event.key), now, event.shared))
+            batch.shared += event.shared
+            batch.keys += not event.shared
+            if len(batch.loads) < self._most:
+                batch.loads.append(TracedLoad(self._key(event.key), now, event.shared))
             self._tasks.setdefault(batch.number, set()).add(_current_task())
         elif isinstance(event, BatchSealed):
             batch.sealed, batch.reason, batch.size = now, event.reason, event.size
             if event.loader in self._last:
-                self._last[event.loader][1].stop()
+                last, rounds = self._last[event.loader]
+                rounds.stop()
+                self._tasks.pop(last.number, None)
             self._last[event.loader] = (batch, _Rounds())
             if not event.size:
                 batch.ended, batch.outcome = now, "dropped"
+                self._forget(batch, event.batch)
         elif isinstance(event, BatchStarted):
             batch.started = now
         elif isinstance(event, ValueCacheHit):
@@ -278,16 +278,35 @@ class _Recorder:
             if isinstance(event, BatchFinished):
                 batch.outcome, batch.errors = "finished", event.errors
             elif isinstance(event, BatchFailed):
-                batch.outcome, batch.error = "failed", _describe(event.error)
+                batch.outcome, batch.error = "failed", self._describe(event.error)
             else:
                 batch.outcome, batch.error = "cancelled", event.why
+            self._forget(batch, event.batch)
+
+    def _forget(self, batch: TracedBatch, number: int) -> None:
+        """A batch has ended: keep it if it is in the record."""
+        if batch.number > 10 * self._most:
+            del self._batches[number]
+
+    def _note_hit(self, event: LoadHit, now: float) -> None:
+        counts = self.trace.hit_counts
+        counts[event.loader] = counts.get(event.loader, 0) + 1
+        if counts[event.loader] <= self._most:
+            self.trace.hits.append(TracedHit(event.loader, self._key(event.key), now))
+
+    def _key(self, key: object) -> str:
+        return excerpt(key) if self._keys else "a key"
+
+    def _describe(self, error: BaseException) -> str:
+        name = type(error).__name__
+        return f"{name}: {excerpt(str(error))[1:-1]}" if self._keys else name
 
     def _note_failure(self, event: ValueCacheFailed) -> None:
         # On the way out of a scope no batch is there to tell of; the last one says it.
         last = self._of_loader.get(event.loader)
         batch = self._batches.get(event.batch, last)
         if batch is not None:
-            batch.failures.append(f"{event.operation}: {_describe(event.error)}")
+            batch.failures.append(f"{event.operation}: {self._describe(event.error)}")
 
     def _missed(self, batch: TracedBatch) -> TracedMiss | None:
         if batch.loader not in self._last:
@@ -305,10 +324,6 @@ def _current_task() -> object:
         return anyio.get_current_task().id
     except RuntimeError:  # a callback of the loop
         return None
-
-
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {excerpt(str(error))[1:-1]}"
 
 
 class _Rounds:
@@ -339,89 +354,6 @@ class _Rounds:
         self.count = None
 
 
-# JSON
-
-
-def _from_json(text: str) -> Trace:
-    try:
-        data = json.loads(text, parse_constant=_no_constant)
-    except RecursionError:
-        raise TraceFileError("it is no JSON: nested too deeply") from None
-    except ValueError as exc:
-        raise TraceFileError(f"it is no JSON: {exc}") from None
-    if not isinstance(data, dict) or "anyloader_trace" not in data:
-        raise TraceFileError("it is no record of anyloader.trace")
-    version = data.pop("anyloader_trace")
-    if version != VERSION or isinstance(version, bool):
-        raise TraceFileError(
-            f"it has version {excerpt(version)}, and this is anyloader for version {VERSION}"
-        )
-    trace = _read(Trace, data, "the record")
-    _check_order(trace)
-    return trace
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
-
-
-_RECORDS: dict[str, Any] = {
-    "batches": TracedBatch,
-    "hits": TracedHit,
-    "loads": TracedLoad,
-    "missed": TracedMiss,
-}
-_OPTIONAL = {"sealed", "started", "ended", "reason", "size", "outcome", "error", "missed", "rounds"}
-_TEXTS = {"loader", "key", "reason", "outcome", "error"}
-_FLAGS = {"shared", "same_task"}
-_TIMES = {"duration", "opened", "sealed", "started", "ended", "at", "seconds"}
-
-
-def _read(kind: type[T], data: object, where: str) -> T:
-    if not isinstance(data, dict):
-        raise TraceFileError(f"{where} must be an object, not {excerpt(data)}")
-    names = [each.name for each in fields(kind)]  # type: ignore[arg-type] # pyright: ignore
-    if data.keys() != set(names):
-        wrong = sorted(data.keys() ^ set(names))
-        raise TraceFileError(f"{where} has not the right fields: {excerpt(wrong)}")
-    return kind(**{name: _value(name, data[name], f"{name} of {where}") for name in names})
-
-
-def _value(name: str, value: Any, where: str) -> Any:
-    if value is None and name in _OPTIONAL:
-        return None
-    if name == "missed":
-        return _read(TracedMiss, value, where)
-    if name in ("batches", "hits", "loads", "failures"):
-        if not isinstance(value, list):
-            raise TraceFileError(f"{where} must be a list, not {excerpt(value)}")
-        if name == "failures":
-            return [_value("error", each, where) for each in value]
-        return [_read(_RECORDS[name], each, f"{name}[{i}]") for i, each in enumerate(value)]
-    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else -1
-    if name in _TEXTS:
-        fine, expected = isinstance(value, str), "a string"
-    elif name in _FLAGS:
-        fine, expected = isinstance(value, bool), "true or false"
-    elif name in _TIMES:
-        fine, expected = 0 <= number < 1e12, "a time"
-    else:
-        fine, expected = isinstance(value, int) and 0 <= number < 1e12, "a count"
-    if not fine:
-        raise TraceFileError(f"{where} must be {expected}, not {excerpt(value)}")
-    return value
-
-
-def _check_order(trace: Trace) -> None:
-    for batch in trace.batches:
-        times = [batch.opened, batch.sealed, batch.started, batch.ended, trace.duration]
-        known = [time for time in times if time is not None]
-        if known != sorted(known) or any(load.at > trace.duration for load in batch.loads):
-            raise TraceFileError(f"the times of batch {batch.number} are in no order")
-    if any(hit.at > trace.duration for hit in trace.hits):
-        raise TraceFileError("a hit comes after the end")
-
-
 # What all pictures say
 
 
@@ -443,10 +375,12 @@ def _count(n: int, thing: str, things: str | None = None) -> str:
 
 
 def _summary(trace: Trace) -> str:
-    loads = sum(len(batch.loads) for batch in trace.batches) + len(trace.hits)
+    hits = sum(trace.hit_counts.values())
+    loads = sum(batch.keys + batch.shared for batch in trace.batches) + hits
+    more = "more than " if trace.batch_count > len(trace.batches) else ""
     return (
-        f"{_count(loads, 'load')}, {_count(len(trace.batches), 'batch', 'batches')}, "
-        f"{_count(len(trace.hits), 'hit')}, {_time(trace.duration)}"
+        f"{more}{_count(loads, 'load')}, {_count(trace.batch_count, 'batch', 'batches')}, "
+        f"{_count(hits, 'hit')}, {_time(trace.duration)}"
     )
 
 
@@ -464,11 +398,9 @@ _REASONS = {
 
 def _facts(batch: TracedBatch) -> list[str]:
     """Say all there is to say of one batch, but for the times of its loads."""
-    keys = sum(not load.shared for load in batch.loads) if batch.size is None else batch.size
-    facts = [_count(keys, "key")]
-    shared = sum(load.shared for load in batch.loads)
-    if shared:
-        facts[0] += f", {shared} shared"
+    facts = [_count(batch.keys if batch.size is None else batch.size, "key")]
+    if batch.shared:
+        facts[0] += f", {batch.shared} shared"
     if batch.cached or batch.uncached:
         facts.append(f"value cache had {batch.cached} of {batch.cached + batch.uncached}")
     facts += [_clean(f"value cache failed: {failure}", 80) for failure in batch.failures[:2]]
@@ -541,14 +473,18 @@ def _text(trace: Trace, width: int) -> str:
             shared = ", shared" if load.shared else ""
             waited = _wait(batch, load)
             lines.append(f"    {_clean(load.key, 40)} at {_time(load.at)}, waited {waited}{shared}")
-        if len(batch.loads) > _MOST_LOADS:
-            lines.append(f"    and {len(batch.loads) - _MOST_LOADS} more")
-    if trace.hits:
+        more = batch.keys + batch.shared - len(batch.loads[:_MOST_LOADS])
+        if more:
+            lines.append(f"    and {more} more")
+    if trace.batch_count > len(trace.batches):
+        lines += ["", f"and {trace.batch_count - len(trace.batches)} more batches"]
+    if trace.hit_counts:
         lines += ["", "hits:"]
         for hit in trace.hits[:_MOST_LOADS]:
             lines.append(f"    {_clean(hit.loader, 60)} {_clean(hit.key, 40)} at {_time(hit.at)}")
-        if len(trace.hits) > _MOST_LOADS:
-            lines.append(f"    and {len(trace.hits) - _MOST_LOADS} more")
+        more = sum(trace.hit_counts.values()) - len(trace.hits[:_MOST_LOADS])
+        if more:
+            lines.append(f"    and {more} more")
     lines += ["", "  ".join(f"{mark} {what}" for what, mark in _MARKS.items())]
     return "\n".join(lines) + "\n"
 
@@ -593,7 +529,7 @@ def _style() -> str:
 
 def _svg(trace: Trace) -> str:
     loaders: dict[str, int] = {}
-    names = [batch.loader for batch in trace.batches] + [hit.loader for hit in trace.hits]
+    names = [*(batch.loader for batch in trace.batches), *trace.hit_counts]
     for name in names:
         loaders.setdefault(name, len(loaders) % len(_COLOURS_LIGHT))
     plot = _WIDTH - _LEFT - _RIGHT
@@ -605,12 +541,12 @@ def _svg(trace: Trace) -> str:
     y = _TOP
     for batch in trace.batches:
         body += _svg_batch(trace, batch, loaders[batch.loader], x, y)
-        y += _ROW + _LINE * min(len(batch.loads), _MOST_LOADS + 1) + 8
-    for loader, colour in loaders.items():
+        shown = len(batch.loads[:_MOST_LOADS])
+        y += _ROW + _LINE * (shown + (batch.keys + batch.shared > shown)) + 8
+    for loader, count in trace.hit_counts.items():
         hits = [hit for hit in trace.hits if hit.loader == loader]
-        if hits:
-            body += _svg_hits(loader, hits, colour, x, y)
-            y += _ROW + 4
+        body += _svg_hits(loader, count, hits, loaders[loader], x, y)
+        y += _ROW + 4
     height = y + 44
     axis = []
     for time in _ticks(trace.duration):
@@ -660,16 +596,20 @@ def _svg_batch(trace: Trace, batch: TracedBatch, colour: int, x: Any, y: int) ->
         )
         kind = "shared" if load.shared else "key"
         yield f'<circle class="{kind}" cx="{x(load.at)}" cy="{middle}" r="3.5"/>'
-    if len(batch.loads) > _MOST_LOADS:
-        middle = y + _ROW + _LINE * _MOST_LOADS
-        yield _label("28", middle + 4, f"and {len(batch.loads) - _MOST_LOADS} more loads", "dim")
+    shown = len(batch.loads[:_MOST_LOADS])
+    more = batch.keys + batch.shared - shown
+    if more:
+        middle = y + _ROW + _LINE * shown
+        yield _label("28", middle + 4, f"and {_count(more, 'more load', 'more loads')}", "dim")
     yield "</g>"
 
 
-def _svg_hits(loader: str, hits: list[TracedHit], colour: int, x: Any, y: int) -> Iterator[str]:
+def _svg_hits(
+    loader: str, count: int, hits: list[TracedHit], colour: int, x: Any, y: int
+) -> Iterator[str]:
     yield f'<g class="l{colour}"><text x="16" y="{y + 4}">'
     yield f'<tspan class="name">{escape(_clean(loader, 60))}</tspan>'
-    yield f'<tspan class="dim" dx="10">{_count(len(hits), "hit")}</tspan></text>'
+    yield f'<tspan class="dim" dx="10">{_count(count, "hit")}</tspan></text>'
     for hit in hits:
         title = escape(f"{_clean(hit.key, 60)} at {_time(hit.at)}")
         yield _diamond(float(x(hit.at)), y + 17, title)
@@ -708,6 +648,33 @@ def _ticks(duration: float) -> list[float]:
     return [step * i for i in range(int(duration / step * 1.000001) + 1)]
 
 
+# Trace events
+
+
+def _chrome(trace: Trace) -> dict[str, Any]:
+    events: list[dict[str, Any]] = []
+    names = [*(batch.loader for batch in trace.batches), *trace.hit_counts]
+    threads = {name: number for number, name in enumerate(dict.fromkeys(names), 1)}
+    for name, thread in threads.items():
+        named = {"ph": "M", "name": "thread_name", "args": {"name": _clean(name, 60)}}
+        events.append({"pid": 1, "tid": thread, **named})
+    for batch in trace.batches:
+        # Asynchronous, as batches of one loader may run at the same time.
+        common = {"pid": 1, "tid": threads[batch.loader], "cat": "batch", "id": batch.number}
+        slices = [
+            (_title(batch), batch.opened, trace.duration if batch.ended is None else batch.ended)
+        ]
+        for name, start, end in slices + _phases(trace, batch):
+            facts = {"args": {"facts": _facts(batch)}} if name == _title(batch) else {}
+            events.append({"ph": "b", "name": name, "ts": start * 1e6, **common, **facts})
+            events.append({"ph": "e", "name": name, "ts": end * 1e6, **common})
+    for hit in trace.hits:
+        instant = {"ph": "i", "s": "t", "name": "hit", "cat": "hit", "ts": hit.at * 1e6}
+        key = {"key": _clean(hit.key, 200)}
+        events.append({**instant, "pid": 1, "tid": threads[hit.loader], "args": key})
+    return {"traceEvents": events, "otherData": {"summary": _summary(trace)}}
+
+
 # HTML
 
 
@@ -719,8 +686,15 @@ def _html(trace: Trace) -> str:
         for load in batch.loads:
             how = "shared" if load.shared else ""
             rows.append(_html_row(load.key, load.at, _wait(batch, load), how))
-    if trace.hits:
-        rows.append(f'<tr class="batch"><th colspan="4">{_count(len(trace.hits), "hit")}</th></tr>')
+        more = batch.keys + batch.shared - len(batch.loads)
+        if more:
+            rows.append(f'<tr><td colspan="4">and {more} more</td></tr>')
+    if trace.batch_count > len(trace.batches):
+        more = trace.batch_count - len(trace.batches)
+        rows.append(f'<tr class="batch"><th colspan="4">and {more} more batches</th></tr>')
+    for loader, count in trace.hit_counts.items():
+        title = f"{_count(count, 'hit')} of {_clean(loader, 60)}"
+        rows.append(f'<tr class="batch"><th colspan="4">{escape(title)}</th></tr>')
     for hit in trace.hits:
         rows.append(_html_row(hit.key, hit.at, "0", f"hit of {_clean(hit.loader, 60)}"))
     return "\n".join(
@@ -755,38 +729,3 @@ _PAGE_STYLE = (
     "@media(prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}"
     "thead th{color:#9aa4af}}"
 )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Show a saved record; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m anyloader.trace", description="Shows a saved record of batches."
-    )
-    parser.add_argument("file", metavar="FILE.json", help="what Trace.save() has written")
-    parser.add_argument(
-        "-o", "--output", metavar="OUT", help="write to OUT: a .svg, .html, .txt or .json file"
-    )
-    options = parser.parse_args(arguments)
-    try:
-        trace = load(options.file)
-    except TraceFileError as exc:
-        return _refuse(options.file, exc)
-    if options.output is None:
-        text = trace.text()
-        encoding = sys.stdout.encoding or "ascii"
-        print(text.encode(encoding, "replace").decode(encoding), end="")
-        return 0
-    try:
-        trace.save(options.output)
-    except OSError as exc:
-        return _refuse(options.output, exc.strerror)
-    return 0
-
-
-def _refuse(path: str, why: object) -> Literal[2]:
-    print(f"anyloader.trace: {_clean(path)}: {_clean(str(why), 300)}", file=sys.stderr)
-    return 2
-
-
-if __name__ == "__main__":  # pragma: no cover - tested in a process of its own
-    sys.exit(main())

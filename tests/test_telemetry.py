@@ -306,6 +306,39 @@ async def test_a_value_cache_that_answers_after_the_end_leaves_nothing_behind(
     assert telemetry.open_batches() == {}
 
 
+async def test_batches_that_were_opened_before_the_hooks_time_are_left_out(
+    telemetry: Telemetry,
+) -> None:
+    from anyloader._watch import Watch
+
+    asked, go_on = anyio.Event(), anyio.Event()
+
+    class Slow(Store):
+        async def get_many(self, keys: Sequence[int]) -> Mapping[int, int]:
+            asked.set()
+            await go_on.wait()
+            return {}
+
+    manual = schedules.manual()
+    async with LoaderScope():
+        loader = DataLoader(echo, name="it", value_cache=Slow())
+        other = DataLoader(echo, name="open", schedule=manual)
+        first, second = loader.load(1), other.load(1)
+        await asked.wait()
+        with Watch(telemetry.hook):
+            other.load(2)
+            other.dispatch()
+            third = loader.load(2)
+            go_on.set()
+            for load in first, second, third:
+                await load
+            await wait_all_tasks_blocked()  # until what was loaded is stored
+    assert telemetry.open_batches() == {}
+    assert [span.name for span in telemetry.exporter.get_finished_spans()] == [
+        "GraphQL DataLoader Batch it"
+    ]
+
+
 async def test_loaders_are_measured_by_few_names(telemetry: Telemetry) -> None:
     from anyloader.integrations.opentelemetry import OpenTelemetryHook
 
@@ -329,6 +362,21 @@ async def test_loaders_are_measured_by_few_names(telemetry: Telemetry) -> None:
         "other": 2,
     }
     assert len(telemetry.named("GraphQL DataLoader Batch c")) == 1
+
+
+async def test_what_is_not_sampled_is_measured_all_the_same(telemetry: Telemetry) -> None:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+
+    from anyloader.integrations.opentelemetry import OpenTelemetryHook
+
+    traces = TracerProvider(ALWAYS_OFF, shutdown_on_exit=False)
+    hook = OpenTelemetryHook(tracer_provider=traces, meter_provider=telemetry.meters)
+    async with DataLoader(echo, name="it", hooks=[hook]) as loader:
+        await loader.load(1)
+    metrics = telemetry.metrics()
+    assert metrics["anyloader.batches"]["finished", "it"].value == 1
+    assert "anyloader.batch.size" not in metrics, "a histogram has to be asked for"
 
 
 async def test_queued_keys_are_those_that_wait(telemetry: Telemetry) -> None:

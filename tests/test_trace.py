@@ -1,11 +1,9 @@
-"""``anyloader.trace``: what is recorded, how it is shown, and files that are no records."""
+"""``anyloader.trace``: what is recorded, how it is shown, and what it is saved as."""
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,6 @@ from xml.etree import ElementTree
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from anyloader import DataLoader, LoaderScope, schedules
 from anyloader.trace import (
@@ -24,14 +20,15 @@ from anyloader.trace import (
     TracedHit,
     TracedLoad,
     TracedMiss,
-    TraceFileError,
-    load,
-    main,
     record,
 )
 from support import BACKENDS, wait_all_tasks_blocked
 
 pytestmark = pytest.mark.anyio
+
+
+async def echo(keys: list[int]) -> list[int]:
+    return keys
 
 
 async def slow(keys: list[int]) -> list[int]:
@@ -59,6 +56,8 @@ async def test_a_batch_is_recorded_with_its_loads_and_its_times() -> None:
         [
             TracedBatch(
                 *("slow", 1, 1.0, 1.5, 1.5, 1.75, "schedule", 2, "finished"),
+                keys=2,
+                shared=1,
                 loads=[
                     TracedLoad("1", 1.0, False),
                     TracedLoad("2", 1.125, False),
@@ -66,7 +65,9 @@ async def test_a_batch_is_recorded_with_its_loads_and_its_times() -> None:
                 ],
             )
         ],
+        1,
         [TracedHit("slow", "1", 1.75)],
+        {"slow": 1},
     )
 
 
@@ -277,6 +278,29 @@ async def test_a_batch_opened_before_the_block_is_recorded_from_its_first_event_
     assert (batch.size, batch.outcome, len(trace.hits)) == (2, "finished", 1)
 
 
+async def test_what_a_value_cache_tells_of_an_unknown_batch_is_not_recorded() -> None:
+    class Slow:
+        async def get_many(self, keys: Sequence[int]) -> Mapping[int, int]:
+            asked.set()
+            await go_on.wait()
+            return {}
+
+        async def set_many(self, items: Mapping[int, int]) -> None: ...
+
+        async def delete_many(self, keys: Sequence[int]) -> None: ...
+
+    asked, go_on = anyio.Event(), anyio.Event()
+    async with DataLoader(echo, value_cache=Slow()) as loader:
+        first = loader.load(1)
+        await asked.wait()
+        with record() as trace:
+            other = loader.load(2)
+            go_on.set()
+            await first
+            await other
+    assert sorted(batch.uncached for batch in trace.batches) == [0, 1], trace
+
+
 async def test_a_block_that_raises_is_recorded_until_then() -> None:
     async with DataLoader(slow) as loader:
         traces = []
@@ -322,6 +346,8 @@ SAMPLE = Trace(
     [
         TracedBatch(
             *("users", 1, 0.0, 0.0002, 0.0002, 0.01, "schedule", 2, "finished", None, 0, 1, 1),
+            keys=2,
+            shared=1,
             loads=[
                 TracedLoad("1", 0.0, False),
                 TracedLoad("'two'", 0.0001, False),
@@ -331,14 +357,24 @@ SAMPLE = Trace(
         TracedBatch(
             *("users", 2, 0.0005, 0.0006, 0.01, 0.02, "full", 1, "failed", "ValueError: no"),
             missed=TracedMiss(1, 0.0003, 3, False),
+            keys=1,
             loads=[TracedLoad("3", 0.0005, False)],
         ),
         TracedBatch(
-            "posts", 3, 0.015, loads=[TracedLoad(str(key), 0.015, False) for key in range(20)]
+            *("posts", 3, 0.015),
+            keys=20,
+            loads=[TracedLoad(str(key), 0.015, False) for key in range(20)],
         ),
     ],
+    3,
     [TracedHit("users", "1", 0.012)],
+    {"users": 1},
 )
+
+
+def picture(trace: Trace) -> str:
+    return trace.html().partition('<div class="picture">')[2].partition("</div>")[0]
+
 
 TEXT = """\
 25 loads, 3 batches, 1 hit, 20 ms
@@ -370,7 +406,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def test_the_picture_has_a_bar_for_each_part_of_a_batch_and_a_mark_for_each_load() -> None:
-    root = ElementTree.fromstring(SAMPLE.svg())
+    root = ElementTree.fromstring(picture(SAMPLE))
     groups = list(root.iter(f"{SVG}g"))[:-1]  # the last one is the legend
     marks = [
         [each.get("class") for each in group if each.tag in (f"{SVG}rect", f"{SVG}circle")]
@@ -382,26 +418,18 @@ def test_the_picture_has_a_bar_for_each_part_of_a_batch_and_a_mark_for_each_load
         ["open", *["key"] * 12],
         [],
     ]
-    assert "and 8 more loads" in SAMPLE.svg()
+    assert "and 8 more loads" in picture(SAMPLE)
     assert len(list(root.iter(f"{SVG}path"))) == 2  # the hit, and that of the legend
     width = float(root.get("width", ""))
     for bar in root.iter(f"{SVG}rect"):
         assert 0 <= float(bar.get("x", "0")) + float(bar.get("width", "")) <= width
 
 
-def test_the_same_record_makes_the_same_pictures() -> None:
-    again = Trace.from_json(SAMPLE.to_json())
-    assert again == SAMPLE
-    for show in (Trace.text, Trace.svg, Trace.html, Trace.to_json):
-        assert show(again) == show(SAMPLE) == show(SAMPLE)
-
-
-@pytest.mark.parametrize("make", [Trace.svg, Trace.html])
-def test_a_picture_needs_no_other_file_and_knows_light_and_dark(make: Any) -> None:
-    picture = make(SAMPLE).replace("http://www.w3.org/2000/svg", "")
+def test_a_page_needs_no_other_file_and_knows_light_and_dark() -> None:
+    page = SAMPLE.html().replace("http://www.w3.org/2000/svg", "")
     for outside in ("://", "url(", "@import", "href", "src=", "<script"):
-        assert outside not in picture
-    assert "prefers-color-scheme:dark" in picture
+        assert outside not in page
+    assert page.count("prefers-color-scheme:dark") == 2
 
 
 def contrast(one: str, other: str) -> float:
@@ -415,7 +443,7 @@ def contrast(one: str, other: str) -> float:
 
 
 def test_text_and_bars_stand_out_in_light_and_in_dark() -> None:
-    css = re.findall(r"<style>(.*)</style>", SAMPLE.svg())[0]
+    css = re.findall(r"<style>(.*)</style>", picture(SAMPLE))[0]
     light, dark = css.split("@media")
     for part in (light, dark.partition("}}")[0]):
         colours = dict(re.findall(r"--(bg|fg|dim|bad):(#\w{6})", part))
@@ -434,14 +462,12 @@ def test_names_and_keys_do_no_harm_whatever_is_in_them() -> None:
     batch = TracedBatch(HOSTILE, 1, 0.0, error=HOSTILE, outcome="failed", ended=0.0)
     batch.loads.append(TracedLoad(HOSTILE, 0.0, False))
     batch.failures.append(HOSTILE)
-    trace = Trace(0.0, [batch], [TracedHit(HOSTILE, HOSTILE, 0.0)])
-    for shown in (trace.text(), trace.svg(), trace.html()):
+    trace = Trace(0.0, [batch], 1, [TracedHit(HOSTILE, HOSTILE, 0.0)], {HOSTILE: 1})
+    for shown in (trace.text(), trace.html(), trace.chrome()):
         shown.encode()
         assert not set(shown) & {"\x00", "\x1b", "\u202e"}
-    ElementTree.fromstring(trace.svg())
-    for shown in (trace.svg(), trace.html()):
-        assert "<b " not in shown
-    assert Trace.from_json(trace.to_json()) == trace
+    ElementTree.fromstring(picture(trace))
+    assert "<b " not in trace.html()
 
 
 @pytest.mark.parametrize(
@@ -463,140 +489,106 @@ def test_times_are_short(seconds: float, text: str) -> None:
 
 
 def test_of_many_hits_the_text_shows_the_first_ones() -> None:
-    text = Trace(1, [], [TracedHit("it", str(key), 0) for key in range(20)]).text()
+    hits = [TracedHit("it", str(key), 0) for key in range(20)]
+    text = Trace(1, [], 0, hits, {"it": 20}).text()
     assert "    it 11 at 0 µs\n    and 8 more\n" in text
 
 
 def test_an_empty_record_can_be_shown() -> None:
     trace = Trace()
     assert trace.text().startswith("0 loads, 0 batches, 0 hits, 0 µs\n")
-    ElementTree.fromstring(trace.svg())
-    assert Trace.from_json(trace.to_json()) == trace
+    ElementTree.fromstring(picture(trace))
+    assert json.loads(trace.chrome())["traceEvents"] == []
 
 
-# --- files ---
+async def hit_many(keys: int, hits: int, **options: Any) -> Trace:
+    with record(**options) as trace:
+        async with DataLoader(echo, name="it") as loader:
+            for _ in range(2):
+                await loader.load_many(range(1, keys + 1))
+            for key in range(hits - keys):
+                await loader.load(key % keys + 1)
+    return trace
+
+
+async def test_of_much_only_how_much_it_was_is_recorded() -> None:
+    trace = await hit_many(1000, 10_000)
+    (batch,) = trace.batches
+    assert (batch.keys, batch.shared, len(batch.loads)) == (1000, 0, 100)
+    assert trace.hit_counts == {"it": 10_000}
+    assert len(trace.hits) == 100
+    assert trace.text().startswith("11000 loads, 1 batch, 10000 hits, ")
+    assert "and 988 more" in trace.text()
+    assert "and 9988 more" in trace.text()
+    for shown in (trace.html(), trace.chrome()):
+        assert len(shown) < 100_000
+    assert "and 900 more" in trace.html()
+
+
+async def test_of_many_batches_the_first_are_recorded() -> None:
+    with record(most=2) as trace:
+        async with DataLoader(echo, name="it") as loader:
+            for key in range(30):
+                await loader.load(key)
+    assert (len(trace.batches), trace.batch_count) == (20, 30)
+    assert trace.text().startswith("more than 20 loads, 30 batches, 0 hits")
+    assert "and 10 more batches" in trace.text()
+    assert "and 10 more batches" in trace.html()
+
+
+async def test_a_record_can_do_without_keys_and_texts() -> None:
+    async def fail(keys: list[str]) -> list[str]:
+        raise ValueError("secret row")
+
+    with record(keys=False) as trace:
+        async with DataLoader(fail, name="it") as loader, DataLoader(echo) as other:
+            await loader.load("secret key").wait()
+            for _ in range(2):
+                await other.load(31415)
+    for shown in (trace.text(), trace.html(), trace.chrome(), repr(trace)):
+        assert "secret" not in shown
+        assert "31415" not in shown
+    assert "a key at" in trace.text()
+    assert trace.batches[0].error == "ValueError"
+
+
+@pytest.mark.parametrize(("most", "error"), [(-1, ValueError), (1.5, TypeError), (True, TypeError)])
+def test_a_wrong_bound_is_refused(most: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="most must"), record(most=most):
+        pass
+
+
+def test_trace_events_pair_and_lie_in_each_other() -> None:
+    events = json.loads(SAMPLE.chrome())["traceEvents"]
+    assert [event["args"]["name"] for event in events if event["ph"] == "M"] == ["users", "posts"]
+    hit = {"ph": "i", "s": "t", "name": "hit", "cat": "hit", "ts": 12_000, "pid": 1, "tid": 1}
+    assert [event for event in events if event["ph"] == "i"] == [{**hit, "args": {"key": "1"}}]
+    slices: dict[int, dict[str, list[float]]] = {}
+    for event in events:
+        if event["ph"] in "be":
+            times = slices.setdefault(event["id"], {}).setdefault(event["name"], [])
+            assert len(times) == "be".index(event["ph"])
+            times.append(round(event["ts"]))
+    assert slices == {
+        1: {"users #1": [0, 10_000], "open": [0, 200], "runs": [200, 10_000]},
+        2: {
+            "users #2": [500, 20_000],
+            "open": [500, 600],
+            "waits": [600, 10_000],
+            "runs": [10_000, 20_000],
+        },
+        3: {"posts #3": [15_000, 20_000], "open": [15_000, 20_000]},
+    }
 
 
 def test_a_name_says_as_what_a_record_is_saved(tmp_path: Path) -> None:
     for name, text in {
-        "a.json": SAMPLE.to_json(),
-        "a": SAMPLE.to_json(),
-        "a.svg": SAMPLE.svg(),
+        "a.json": SAMPLE.chrome(),
         "a.html": SAMPLE.html(),
         "a.txt": SAMPLE.text(),
     }.items():
         SAMPLE.save(tmp_path / name)
         assert (tmp_path / name).read_text(encoding="utf-8") == text
-    assert load(tmp_path / "a.json") == SAMPLE
-
-
-def test_the_command_shows_a_saved_record(tmp_path: Path, capsys: Any) -> None:
-    file = tmp_path / "a.json"
-    SAMPLE.save(file)
-    command = [sys.executable, "-W", "error", "-X", "utf8", "-m", "anyloader.trace", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True)
-    assert (done.stdout, done.stderr) == (SAMPLE.text(), "")
-    assert main([str(file)]) == 0
-    assert capsys.readouterr() == (SAMPLE.text(), "")
-    assert main([str(file), "-o", str(tmp_path / "a.svg")]) == 0
-    assert (tmp_path / "a.svg").read_text(encoding="utf-8") == SAMPLE.svg()
-    assert capsys.readouterr() == ("", "")
-
-
-def changed(**fields: Any) -> str:
-    return json.dumps({**json.loads(SAMPLE.to_json()), **fields})
-
-
-def changed_batch(**fields: Any) -> str:
-    batches = json.loads(SAMPLE.to_json())["batches"]
-    batches[0].update(fields)
-    return changed(batches=batches)
-
-
-BROKEN = {
-    "": "it is no JSON: Expecting value: line 1 column 1 (char 0)",
-    "{": "it is no JSON: Expecting property name enclosed in double quotes",
-    "[" * 100_000: "it is no JSON: ",
-    "[]": "it is no record of anyloader.trace",
-    "{}": "it is no record of anyloader.trace",
-    changed(anyloader_trace=2): "it has version 2, and this is anyloader for version 1",
-    changed(anyloader_trace="1"): "it has version '1', and this is anyloader for version 1",
-    changed(anyloader_trace=True): "it has version True, and this is anyloader for version 1",
-    changed(duration=None): "duration of the record must be a time, not None",
-    changed(duration=-1): "duration of the record must be a time, not -1",
-    changed(duration=10**400): "duration of the record must be a time, not 1000",
-    '{"anyloader_trace": 1, "duration": NaN}': "it is no JSON: NaN is no number",
-    changed(more=1): "the record has not the right fields: ['more']",
-    changed(batches={}): "batches of the record must be a list, not {}",
-    changed(batches=[1]): "batches[0] must be an object, not 1",
-    changed(duration=0): "the times of batch 1 are in no order",
-    changed(batches=[], duration=0): "a hit comes after the end",
-    changed_batch(sealed=0.5): "the times of batch 1 are in no order",
-    changed_batch(size="2"): "size of batches[0] must be a count, not '2'",
-    changed_batch(cached=None): "cached of batches[0] must be a count, not None",
-    changed_batch(loader=None): "loader of batches[0] must be a string, not None",
-    changed_batch(missed={}): "missed of batches[0] has not the right fields: ",
-    changed_batch(loads=[{}]): "loads[0] has not the right fields: ['at', 'key', 'shared']",
-    changed_batch(failures=[1]): "failures of batches[0] must be a string, not 1",
-    changed_batch(loads=[{"key": "", "at": 0, "shared": 0}]): "shared of loads[0] must be true or",
-}
-
-
-@pytest.mark.parametrize(("text", "message"), BROKEN.items(), ids=map(str, range(len(BROKEN))))
-def test_a_file_that_is_no_record_is_one_clear_line_and_exit_status_2(
-    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "broken.json"
-    file.write_text(text)
-    assert main([str(file)]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith(f"anyloader.trace: {file}: {message}")
-    assert err.count("\n") == 1
-    assert len(err) < 1000
-
-
-def test_a_file_that_cannot_be_read_or_written_is_one_clear_line_and_exit_status_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    binary, good, nowhere = tmp_path / "binary", tmp_path / "good", tmp_path / "nowhere"
-    binary.write_bytes(b"\xff\xfe\x00")
-    SAMPLE.save(good)
-    assert [main([str(file)]) for file in (nowhere, tmp_path, binary)] == [2, 2, 2]
-    assert main([str(good), "-o", str(nowhere / "a.svg")]) == 2
-    assert capsys.readouterr().err.splitlines() == [
-        f"anyloader.trace: {nowhere}: No such file or directory",
-        f"anyloader.trace: {tmp_path}: Is a directory",
-        f"anyloader.trace: {binary}: it is no text",
-        f"anyloader.trace: {nowhere / 'a.svg'}: No such file or directory",
-    ]
-    with pytest.raises(SystemExit) as caught:
-        main([])
-    assert caught.value.code == 2
-
-
-VALUES = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.just([]), st.just({})
-)
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.data())
-def test_a_record_that_was_tampered_with_is_refused_or_shown(data: st.DataObject) -> None:
-    record = json.loads(SAMPLE.to_json())
-    where: Any = record
-    while True:
-        keys = list(where) if isinstance(where, dict) else list(range(len(where)))
-        key = data.draw(st.sampled_from(keys))
-        if not isinstance(where[key], (dict, list)) or not where[key] or data.draw(st.booleans()):
-            break
-        where = where[key]
-    where[key] = data.draw(VALUES)
-    try:
-        trace = Trace.from_json(json.dumps(record))
-    except TraceFileError:
-        pass
-    else:
-        trace.text()
-        trace.html()
-        ElementTree.fromstring(trace.svg())
+    for name in "a", "a.svg":
+        with pytest.raises(ValueError, match=r"saved as .html, .json or .txt"):
+            SAMPLE.save(tmp_path / name)

@@ -33,10 +33,10 @@ async def main() -> None:
     spans = exporter.get_finished_spans()
     names = {span.context.span_id: span.name for span in spans}
     for span in spans:
-        if span.name == "batch fetch_users":
+        if span.name == "GraphQL DataLoader Batch fetch_users":
             print("in:", names[span.parent.span_id])
             print("for:", sorted(names[link.context.span_id] for link in span.links))
-            print("keys:", span.attributes["anyloader.batch.size"])
+            print("loads:", span.attributes["graphql.dataloader.batch.size"])
 
 
 if __name__ == "__main__":
