@@ -252,21 +252,9 @@ class _Recorder:
         if isinstance(event, BatchOpened):
             batch.missed = self._missed(batch)
         elif isinstance(event, LoadQueued):
-            batch.shared += event.shared
-            batch.keys += not event.shared
-            if len(batch.loads) < self._most:
-                batch.loads.append(TracedLoad(self._key(event.key), now, event.shared))
-            self._tasks.setdefault(batch.number, set()).add(_current_task())
+            self._note_load(batch, event, now)
         elif isinstance(event, BatchSealed):
-            batch.sealed, batch.reason, batch.size = now, event.reason, event.size
-            if event.loader in self._last:
-                last, rounds = self._last[event.loader]
-                rounds.stop()
-                self._tasks.pop(last.number, None)
-            self._last[event.loader] = (batch, _Rounds())
-            if not event.size:
-                batch.ended, batch.outcome = now, "dropped"
-                self._forget(batch, event.batch)
+            self._note_seal(batch, event, now)
         elif isinstance(event, BatchStarted):
             batch.started = now
         elif isinstance(event, ValueCacheHit):
@@ -281,6 +269,24 @@ class _Recorder:
                 batch.outcome, batch.error = "failed", self._describe(event.error)
             else:
                 batch.outcome, batch.error = "cancelled", event.why
+            self._forget(batch, event.batch)
+
+    def _note_load(self, batch: TracedBatch, event: LoadQueued, now: float) -> None:
+        batch.shared += event.shared
+        batch.keys += not event.shared
+        if len(batch.loads) < self._most:
+            batch.loads.append(TracedLoad(self._key(event.key), now, event.shared))
+        self._tasks.setdefault(batch.number, set()).add(_current_task())
+
+    def _note_seal(self, batch: TracedBatch, event: BatchSealed, now: float) -> None:
+        batch.sealed, batch.reason, batch.size = now, event.reason, event.size
+        if event.loader in self._last:
+            last, rounds = self._last[event.loader]
+            rounds.stop()
+            self._tasks.pop(last.number, None)
+        self._last[event.loader] = (batch, _Rounds())
+        if not event.size:
+            batch.ended, batch.outcome = now, "dropped"
             self._forget(batch, event.batch)
 
     def _forget(self, batch: TracedBatch, number: int) -> None:
