@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from typing import Any
 
 from ._batch import LoadHandle, batch_of, settled_handle
@@ -118,9 +118,22 @@ class Cached(Place):
         self.forget_all()
 
     def forget_all(self) -> None:
+        if self.second_level is not None:
+            known = [] if self.cache is None else list(self.cache)
+            self._doom([*known, *self._on_their_way(), *self.second_level.being_stored()])
         if self.cache is not None:
-            self._doom(list(self.cache))
             self.cache.clear()
+
+    def _on_their_way(self) -> Iterator[Any]:
+        """Return the cache keys of all batches that are not done: none of these need be remembered."""
+        for batch in () if self.scope is None else self.scope.batches_of(self):
+            for key in batch.keys:
+                try:
+                    cache_key = self.cache_key(key)
+                    check_hashable(self.name, key, cache_key)
+                except Exception:
+                    continue  # which its load will hear of
+                yield cache_key
 
     def _doom(self, cache_keys: list[Any]) -> None:
         if self.second_level is not None and cache_keys:

@@ -465,8 +465,8 @@ class DataLoader(Generic[K, V]):
         """
         Forget all keys, as :meth:`clear` does.
 
-        In the value cache it reaches the keys that this loader has cached or cleared, not those that
-        only others have stored.
+        In the value cache it reaches the keys that this loader has cached or cleared, and those on their
+        way, not those that only others have stored.
 
         :raises LoaderNotOpenError: if it is bound to a :class:`LoaderScope` that is not ambient
         :raises LoaderClosedError: if that scope has ended

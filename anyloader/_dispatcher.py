@@ -162,6 +162,10 @@ class Dispatcher(Workers):
         """Return the loaders that run here."""
         return [loader for reference in self._loaders if (loader := reference()) is not None]
 
+    def batches_of(self, loader: LoaderRules) -> list[Batch]:
+        """Return the batches of a loader that are not done."""
+        return [batch for batch in self._outstanding if batch.loader is loader]
+
     def statistics(self) -> LoaderStatistics:
         each = [
             counts.snapshot() if (loader := reference()) is None else loader.statistics()

@@ -146,6 +146,10 @@ class SecondLevel:
             self._cleared.update(dict.fromkeys(cache_keys, now))
         self._delete_soon()
 
+    def being_stored(self) -> list[Any]:
+        """Return the cache keys of values that are on their way into the cache."""
+        return [key for items in self._storing.values() for key in items]
+
     async def fetch(self, batch: Batch, fetch: Callable[[Batch], Awaitable[None]]) -> None:
         """Get the values of a batch: from the cache what it has, by ``fetch`` the rest."""
         self._at_work[batch] = self._clock()

@@ -642,8 +642,8 @@ def test_guard_fails_a_test(pytester: pytest.Pytester, monkeypatch: pytest.Monke
         """
     )
     result = pytester.runpytest_subprocess(
-        *("-p", "no:hypothesispytest", "-p", "no:cacheprovider", "-W", "error"),
-        *("--tb=short", "-k", "not uvloop and not eager"),
+        *("-p", "no:hypothesispytest", "-p", "no:cacheprovider", "-p", "no:randomly"),
+        *("-W", "error", "--tb=short", "-k", "not uvloop and not eager"),
     )
     result.assert_outcomes(passed=4, failed=1, errors=2)
     result.stdout.fnmatch_lines(

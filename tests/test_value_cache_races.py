@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
-from anyloader import DataLoader
+from anyloader import DataLoader, schedules
 from support import wait_all_tasks_blocked
 
 pytestmark = pytest.mark.anyio
@@ -64,6 +64,72 @@ async def test_no_load_gets_what_was_stored_as_it_was_deleted(cache: Any) -> Non
     async with DataLoader(fetch, value_cache=store, cache=cache) as loader:
         await cross(loader, store, rows)
         assert await loader.load(1) == "new"
+
+
+@pytest.mark.parametrize("cache", [True, False, "pending"])
+@pytest.mark.parametrize("when", ["open", "asking", "running", "storing"])
+async def test_clearing_all_reaches_what_is_on_its_way(cache: Any, when: str) -> None:
+    """Whether the loader remembers the key or not, no later scope gets the old row."""
+    rows = {1: "old"}
+    at, go_on = anyio.Event(), anyio.Event()
+
+    async def stop(where: str) -> None:
+        if where == when and not at.is_set():
+            at.set()
+            await go_on.wait()
+
+    class Shared:
+        def __init__(self) -> None:
+            self.values: dict[int, str] = {}
+
+        async def get_many(self, keys: Any) -> dict[int, str]:
+            found = {key: self.values[key] for key in keys if key in self.values}
+            await stop("asking")
+            return found
+
+        async def set_many(self, items: Any) -> None:
+            await stop("storing")
+            self.values.update(items)
+
+        async def delete_many(self, keys: Any) -> None:
+            for key in keys:
+                self.values.pop(key, None)
+
+    async def fetch(keys: list[int]) -> list[str]:
+        found = [rows[key] for key in keys]
+        await stop("running")
+        return found
+
+    store = Shared()
+    store.values = {1: "old"} if when == "asking" else {}
+    schedule = schedules.manual() if when == "open" else schedules.quiescent()
+    async with DataLoader(fetch, value_cache=store, cache=cache, schedule=schedule) as loader:
+        first = loader.load(1)
+        if when == "open":
+            store.values[1] = "old"  # by another process
+        else:
+            await at.wait()
+        rows[1] = "new"
+        loader.clear_all()
+        go_on.set()
+        loader.dispatch()
+        await first
+    assert store.values.get(1) in (None, "new")
+
+
+async def test_clearing_all_goes_on_beyond_what_cannot_be_a_key() -> None:
+    async def fetch(keys: list[Any]) -> list[Any]:
+        return keys
+
+    store, manual = Store(), schedules.manual()
+    async with DataLoader(fetch, value_cache=store, cache=False, schedule=manual) as loader:
+        wrong, right = loader.load([]), loader.load(2)
+        loader.clear_all()
+        store.answer.set()
+        loader.dispatch()
+        assert await right == 2
+        with pytest.raises(TypeError):
+            await wrong
 
 
 async def test_it_does_not_stay_there_when_the_scope_is_left_by_an_error() -> None:
