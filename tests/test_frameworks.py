@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import quote
 from urllib.request import urlopen
 
@@ -55,14 +59,68 @@ def test_quart(server: str) -> None:
         assert get(f"{running.url}/") == NAMES
 
 
-@pytest.mark.parametrize("server", ON_ASYNCIO)
-def test_django(server: str) -> None:
+ADA = {"name": "Ada", "books": ["Letters", "Notes"]}
+GRACE = {"name": "Grace", "books": ["Compilers"]}
+
+
+@pytest.fixture
+def django_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made by the program, as its page says; for all processes that the test starts."""
     pytest.importorskip("django")
-    with serve(server, "web_django:app", folder=HOW_TO) as running:
+    monkeypatch.setenv("DATABASE", str(tmp_path / "books.sqlite3"))
+    paths = [str(HOW_TO), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    subprocess.run([sys.executable, str(HOW_TO / "web_django.py")], check=True, timeout=60)
+
+
+#: To the application of the page this adds a view that does what the page says not to do, and one
+#: that writes.
+MORE_OF_DJANGO = """
+from asgiref.sync import async_to_sync
+from django.db import transaction
+from django.http import JsonResponse
+from django.urls import path
+from web_django import Author, app, describe, describe_sync, urlpatterns
+
+def wrong(request):
+    return JsonResponse(async_to_sync(describe)(1))
+
+def write(request):
+    with transaction.atomic():
+        id = Author.objects.create(name="New").id
+        found = describe_sync([id])
+        transaction.set_rollback(True)
+    return JsonResponse(found, safe=False)
+
+urlpatterns += [path("wrong", wrong), path("write", write)]
+"""
+
+
+@pytest.mark.usefixtures("django_database")
+@pytest.mark.parametrize("server", ON_ASYNCIO)
+def test_django(server: str, tmp_path: Path) -> None:
+    (tmp_path / "more.py").write_text(MORE_OF_DJANGO)
+    with serve(server, "more:app", folder=tmp_path) as running:
         for _ in range(3):
-            assert get(f"{running.url}/") == NAMES
-            assert get(f"{running.url}/sync") == NAMES
-    assert running.log.count(BATCH) == 6
+            assert get(f"{running.url}/") == [ADA, GRACE]
+            assert get(f"{running.url}/sync") == [ADA, GRACE]
+        assert running.log.count("books of [1, 2]\n") == 6
+        assert get(f"{running.url}/2") == GRACE
+        with pytest.raises(HTTPError, match="404"):
+            get(f"{running.url}/99")
+        assert get(f"{running.url}/write") == [{"name": "New", "books": []}]
+        with pytest.raises(HTTPError, match="500"):
+            get(f"{running.url}/wrong")
+        assert get(f"{running.url}/") == [ADA, GRACE]
+
+
+@pytest.mark.usefixtures("django_database")
+def test_django_under_wsgi() -> None:
+    command = "import web_django, django.test; print(django.test.Client().get('/sync').json())"
+    run = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (run.stdout, run.stderr) == (f"books of [1, 2]\n{[ADA, GRACE]}\n", "")
 
 
 @pytest.mark.parametrize("server", ON_ASYNCIO)
