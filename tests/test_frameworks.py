@@ -7,12 +7,13 @@ import os
 import runpy
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import quote
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import anyio
 import pytest
@@ -38,6 +39,23 @@ def test_fastapi_with_a_session_from_a_dependency(server: str) -> None:
     with serve(server, "web_fastapi_depends:app", folder=HOW_TO) as running:
         assert get(f"{running.url}/") == NAMES
         assert get(f"{running.url}/sync") == NAMES
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("path", ["/", "/sync"])
+def test_fastapi_with_what_a_dependency_sets(server: str, path: str) -> None:
+    pytest.importorskip("fastapi")
+    tenants = [f"tenant{number}" for number in range(20)]
+
+    def ask(tenant: str) -> Any:
+        request = Request(f"http://{running.url}{path}", headers={"X-Tenant": tenant})
+        with urlopen(request, timeout=10) as response:
+            return json.loads(response.read())
+
+    with serve(server, "web_fastapi_set:app", folder=HOW_TO) as running:
+        with ThreadPoolExecutor() as threads:
+            answers = list(threads.map(ask, tenants))
+        assert answers == [[f"{tenant} 1", f"{tenant} 2", f"{tenant} 1"] for tenant in tenants]
 
 
 @pytest.mark.parametrize("server", SERVERS)
