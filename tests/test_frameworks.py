@@ -28,8 +28,8 @@ BATCH = "batch [1, 2]\n"
 ON_ASYNCIO = [name for name in SERVERS if not name.endswith("trio")]
 
 
-def get(url: str) -> Any:
-    with urlopen(f"http://{url}", timeout=10) as response:
+def get(url: str, **headers: str) -> Any:
+    with urlopen(Request(f"http://{url}", headers=headers), timeout=10) as response:
         return json.loads(response.read())
 
 
@@ -48,9 +48,7 @@ def test_fastapi_with_what_a_dependency_sets(server: str, path: str) -> None:
     tenants = [f"tenant{number}" for number in range(20)]
 
     def ask(tenant: str) -> Any:
-        request = Request(f"http://{running.url}{path}", headers={"X-Tenant": tenant})
-        with urlopen(request, timeout=10) as response:
-            return json.loads(response.read())
+        return get(running.url + path, **{"X-Tenant": tenant})
 
     with serve(server, "web_fastapi_set:app", folder=HOW_TO) as running:
         with ThreadPoolExecutor() as threads:
@@ -148,13 +146,20 @@ def test_strawberrys_router_in_fastapi(server: str) -> None:
     client = pytest.importorskip("websockets.sync.client")
     with serve(server, "strawberry_fastapi:app", folder=HOW_TO) as running:
         url = f"{running.url}/graphql"
-        answer = get(f"{url}?query={quote('{counter(id: 1) {number}}')}")
-        assert answer["data"] == {"counter": {"number": 0}}
-        with client.connect(f"ws://{url}", subprotocols=["graphql-transport-ws"]) as socket:
+        with client.connect(
+            f"ws://{url}",
+            subprotocols=["graphql-transport-ws"],
+            additional_headers={"X-Tenant": "ada"},
+        ) as socket:
             socket.send(json.dumps({"type": "connection_init"}))
             query = {"query": "subscription {counts(id: 1) {number}}"}
             socket.send(json.dumps({"type": "subscribe", "id": "1", "payload": query}))
             messages = [json.loads(socket.recv(timeout=10)) for _ in range(5)]
+        for tenant, number in ("ada", 3), ("grace", 0):
+            answer = get(
+                f"{url}?query={quote('{counter(id: 1) {number}}')}", **{"X-Tenant": tenant}
+            )
+            assert answer["data"] == {"counter": {"number": number}}
     assert [message["type"] for message in messages] == [
         "connection_ack", "next", "next", "next", "complete",
     ]  # fmt: skip
