@@ -41,6 +41,26 @@ def test_fastapi_with_a_session_from_a_dependency(server: str) -> None:
         assert get(f"{running.url}/sync") == NAMES
 
 
+@pytest.mark.parametrize("server", ON_ASYNCIO)
+def test_fastapi_with_the_session_of_sqlalchemy(server: str) -> None:
+    for needed in "fastapi", "aiosqlite", "sqlalchemy":
+        pytest.importorskip(needed)
+
+    def post(title: str) -> Any:
+        url = f"http://{running.url}/authors/2/books?title={title}"
+        with urlopen(Request(url, method="POST"), timeout=10) as response:
+            return json.loads(response.read())
+
+    with serve(server, "sqlalchemy_fastapi:app", folder=HOW_TO) as running:
+        ada = f"{running.url}/authors/1"
+        with ThreadPoolExecutor() as threads:
+            assert list(threads.map(get, [ada] * 20)) == [["Ada", "Engines", "Notes"]] * 20
+        assert post("Letters") == ["Grace", "Compilers", "Letters"]
+        assert post("Memoirs") == ["Grace", "Compilers", "Letters", "Memoirs"]
+        with pytest.raises(HTTPError, match="404"):
+            get(f"{running.url}/authors/9")
+
+
 @pytest.mark.parametrize("server", SERVERS)
 @pytest.mark.parametrize("path", ["/", "/sync"])
 def test_fastapi_with_what_a_dependency_sets(server: str, path: str) -> None:
