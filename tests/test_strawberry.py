@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import time
@@ -382,6 +383,19 @@ async def test_each_event_has_a_scope_of_its_own(schema: Any) -> None:
     assert len({event["first"] for event in found}) == 3
     with pytest.raises(LoaderNotOpenError):
         current_scope()
+
+
+@EVENTS
+async def test_a_subscription_keeps_nothing_of_its_events(schema: Any) -> None:
+    """graphql-core would keep which fields each of them had until the subscription ends."""
+    stream = await schema.subscribe("subscription {events {first again}}")
+    kept = []
+    for _ in range(3):
+        await anext(stream)
+        gc.collect()
+        kept.append(sum(type(thing).__name__ == "CollectedFields" for thing in gc.get_objects()))
+    await stream.aclose()
+    assert kept[0] == kept[1] == kept[2]
 
 
 @EVENTS

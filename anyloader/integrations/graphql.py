@@ -257,6 +257,12 @@ class AnyioExecutor(_Stock):
         #: How many hits are being completed one inside of the other.
         _nested = 0
 
+        def build_per_event_executor(self, payload: Any) -> Any:
+            """As graphql-core's, whose copies share what they collect: it grows with each event."""
+            executor: Any = super().build_per_event_executor(payload)
+            executor._relevant_sub_fields = {}
+            return executor
+
         def build_response(self, data: Any) -> Any:
             if is_under_trio():
                 # In an order that is the same every time; 3.2 does so on every backend.

@@ -98,6 +98,7 @@ class _ScopeForEachEvent:
         stock: Any = super()
         executor = stock.build_per_event_executor(payload)
         executor._is_event = True
+        executor._relevant_sub_fields = {}  # as in AnyioExecutor, which this one need not be
         return executor
 
     def execute_operation(self, *args: Any) -> Any:
