@@ -541,6 +541,15 @@ class ScopedByFunction(AnyioExecutor):
     make_scope = lambda: LoaderScope()  # noqa: E731
 
 
+async def test_what_makes_no_scope_fails_the_operation() -> None:
+    class NoScope(AnyioExecutor):
+        make_scope = int
+
+    option: Any = {"executor_class" if IS_3_3 else "execution_context_class": NoScope}
+    with pytest.raises(TypeError, match=r"new LoaderScope for each operation; .* of type int$"):
+        await execute("{number}", {"number": 1}, stock=True, **option)
+
+
 @pytest.mark.parametrize("executor", [ScopedExecutor, ScopedByFunction])
 async def test_an_operation_has_a_scope_where_its_executor_makes_one(executor: Any) -> None:
     async def scope(_info: object) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 
 from .._scope import LoaderScope
+from ._scopes import make
 
 __all__ = ("LoaderScopeMiddleware", "safe_methods")
 
@@ -100,12 +101,7 @@ class LoaderScopeMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        loaders = self._make_scope()
-        if not isinstance(loaders, LoaderScope):
-            raise TypeError(
-                "make_scope must return a new LoaderScope for each request; it returned an object "
-                f"of type {type(loaders).__qualname__}"
-            )
+        loaders = make(self._make_scope, "request")
         shared = (scope.get("state") or {}).get("anyloader")
         if shared is not None:
             if not isinstance(shared, LoaderScope) or not shared.is_shared:

@@ -39,6 +39,7 @@ from ._graphql_units import (
     operate,
     resolved,
 )
+from ._scopes import make
 
 if TYPE_CHECKING:
     from graphql.execution import Executor as _Core
@@ -239,7 +240,7 @@ class AnyioExecutor(_Stock):
     async def _execute_in(
         self, make_scope: Callable[[], LoaderScope], *args: Any, **kwargs: Any
     ) -> Any:
-        async with make_scope():
+        async with make(make_scope, "operation"):
             result = self._execute(*args, **kwargs)
             return await result if self.is_awaitable(result) else result
 
