@@ -31,11 +31,12 @@ def test_nothing_is_left_of_requests_that_go_wrong(name: str) -> None:
 
 
 def test_what_grows_beside_open_sockets_is_a_fault() -> None:
-    first = {"requests": 8, "objects": 90_000, "memory": 50_000}
-    assert growth(first, {"requests": 8, "objects": 90_999, "memory": 58_000}) == []
-    assert growth(first, {"requests": 9, "objects": 92_000, "memory": 60_000}) == [
+    first = {"requests": 8, "objects": 90_000, "memory": 50_000, "kinds": {"a.A": 9, "b.B": 3}}
+    assert growth(first, {**first, "objects": 90_999, "memory": 58_000}) == []
+    last = {"requests": 9, "objects": 92_000, "memory": 60_000, "kinds": {"a.A": 8, "b.B": 5}}
+    assert growth(first, last) == [
         "open: 8 at first, 9 at last",
-        "objects: 90000 at first, 92000 at last",
+        "open: +2000 objects (2 b.B)",
         "memory: 50000 kB at first, 60000 at last",
     ]
 

@@ -308,7 +308,7 @@ async def soak(server: Server, number: int, seed: int, minutes: float = 0) -> Fi
             await clients(requests(number, seed + round))
             if not minutes:
                 break
-            meanwhile.append(await settled(port, lambda now: now["requests"] == 2 * SOCKETS))
+            meanwhile.append(await settled(port, lambda now: only_sockets(idle, now)))
             if time.perf_counter() - start > minutes * 60:
                 break
         sockets.over = True
@@ -316,10 +316,24 @@ async def soak(server: Server, number: int, seed: int, minutes: float = 0) -> Fi
     after = await settled(port, lambda now: not compare(idle, now))
     faults.extend(compare(idle, after))
     if after["objects"] - before["objects"] > number:
-        faults.append(f"objects: {before['objects']} before, {after['objects']} after")
+        faults.append(more(before, after))
     if meanwhile:
         faults.extend(growth(meanwhile[0], meanwhile[-1]))
     return Figures(server.name, seconds, outcomes, faults, before, after, sockets.seen, meanwhile)
+
+
+def only_sockets(idle: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether nothing is left but the sockets that stay open."""
+    files = idle["files"] and idle["files"] + 2 * SOCKETS  # 0 where the system does not tell
+    return bool(now["requests"] == 2 * SOCKETS and now["files"] == files)
+
+
+def more(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """Say how many objects there are more, and of which classes most of them are."""
+    kinds = Counter(after["kinds"])
+    kinds.subtract(before["kinds"])
+    most = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(5) if n > 0)
+    return f"{after['objects'] - before['objects']:+} objects ({most})"
 
 
 def growth(first: dict[str, Any], last: dict[str, Any]) -> list[str]:
@@ -328,7 +342,7 @@ def growth(first: dict[str, Any], last: dict[str, Any]) -> list[str]:
     if last["requests"] != first["requests"]:
         faults.append(f"open: {first['requests']} at first, {last['requests']} at last")
     if last["objects"] - first["objects"] > MOST_MORE_OBJECTS:
-        faults.append(f"objects: {first['objects']} at first, {last['objects']} at last")
+        faults.append(f"open: {more(first, last)}")
     if last["memory"] - first["memory"] > MOST_MORE_MEMORY:
         faults.append(f"memory: {first['memory']} kB at first, {last['memory']} at last")
     return faults
@@ -366,14 +380,18 @@ def show(figures: Figures) -> None:
         before["objects of the library"].values()
     )
     print(f"  left: {after['requests']} requests, {library:+} objects of the library,", end=" ")
-    for what in ("tasks", "files", "objects"):
-        print(f"{after[what] - before[what]:+} {what}", end="\n" if what == "objects" else ", ")
+    for what in ("tasks", "files"):
+        print(f"{after[what] - before[what]:+} {what}", end=", ")
+    print(more(before, after))
     if figures.meanwhile:
         first, last = figures.meanwhile[0], figures.meanwhile[-1]
         print(f"  {len(figures.meanwhile)} rounds beside {2 * SOCKETS} sockets with", end=" ")
         print(", ".join(f"{n} {what}" for what, n in sorted(figures.over_sockets.items())))
-        for what, unit in ("memory", " kB"), ("objects", ""):
-            print(f"  {what} after the first and the last: {first[what]}{unit}, {last[what]}{unit}")
+        print(
+            f"  memory after the first and the last: {first['memory']}, {last['memory']} kB,",
+            end=" ",
+        )
+        print(more(first, last))
     for fault in figures.faults[:20]:
         print(f"  FAULT {fault}")
     print(f"  {'good' if figures.good else 'NOT GOOD'}", flush=True)

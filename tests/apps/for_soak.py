@@ -241,14 +241,16 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 def leftovers() -> dict[str, Any]:
     gc.collect()
     everything = gc.get_objects()
-    modules = ((type(thing).__module__, type(thing).__name__) for thing in everything)
-    kinds = Counter(name for module, name in modules if str(module).startswith("anyloader"))
+    kinds = Counter(f"{type(thing).__module__}.{type(thing).__name__}" for thing in everything)
     return {
         "requests": len(alive),
-        "objects of the library": dict(kinds),
+        "objects of the library": {
+            kind: count for kind, count in kinds.items() if kind.startswith("anyloader.")
+        },
         "tasks": tasks(),
         "files": len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0,
         "objects": len(everything),
+        "kinds": dict(kinds),
         "memory": memory(),
         "batches": dict(batches),
         "orders": dict(orders),
