@@ -110,6 +110,7 @@ class LoaderScope:
             raise TypeError(f"inside must be a LoaderScope, not {article(inside)}")
         self._inside = inside
         self._made_with = task_group, hooks, limiter, shared
+        self.is_shared = shared
         if task_group is not None:
             Dispatcher(task_group)  # refuses what is no task group
         self._dispatcher: Dispatcher | None = None

@@ -151,24 +151,10 @@ class Atlas:
 
 
 @asynccontextmanager
-async def _connect(path: Path) -> AsyncGenerator[sqlite_anyio.Connection, None]:
-    connection = await sqlite_anyio.connect(read_only(path), uri=True)
-    try:
-        yield connection
-    finally:
-        await connection.close()
-
-
-@asynccontextmanager
 async def open_atlas(path: Path) -> AsyncGenerator[Atlas, None]:
     """Open the database for reading. The connection sends one statement at a time."""
-    async with _connect(path) as connection:
+    connection = await sqlite_anyio.connect(read_only(path), uri=True)
+    try:
         yield Atlas(connection)
-
-
-@asynccontextmanager
-async def lifespan(app: object) -> AsyncGenerator[dict[str, Any], None]:
-    """For a web application: its requests share one connection, in their state."""
-    ensure_database(DEFAULT_DATABASE)
-    async with _connect(DEFAULT_DATABASE) as connection:
-        yield {"connection": connection}
+    finally:
+        await connection.close()

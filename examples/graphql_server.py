@@ -1,23 +1,27 @@
-"""A GraphQL server: the countries of the world and their subdivisions, with Strawberry.
+"""A bookshop's GraphQL server, with Strawberry and SQLAlchemy.
 
     hypercorn --worker-class trio examples/graphql_server.py:app
 
-or `--worker-class asyncio`. Then http://127.0.0.1:8000/ has a page to try queries in, such as
+or `--worker-class asyncio`. Then http://127.0.0.1:8000/ has a page to try things in, such as
 
-    { countries(limit: 80) { name subdivisions { name parent { name } country { name } } } }
+    { authors(ids: [1, 2, 3]) { name books(first: 3) { title author { name } } } }
+    mutation { addBook(authorId: 3, title: "Poems", year: 1846) { books(first: 3) { title } } }
+    subscription { author(id: 3) { books(first: 3) { title } } }
 
-For each request the server prints the SQL statements that it took, and http://127.0.0.1:8000/trace
-draws the batches of the last one. Needs `hypercorn`, `strawberry-graphql`, `starlette`,
-`sqlite-anyio`, `pycountry` and, for trio, `trio`.
+The subscription has an event whenever there is a new book; Strawberry's WebSockets need asyncio.
+http://127.0.0.1:8000/trace draws the batches of the last operation that loaded something. Needs
+`hypercorn`, `strawberry-graphql`, `starlette`, `sqlalchemy` and, for trio, `trio`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextvars import ContextVar
+from collections import defaultdict
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
+import anyio
 import strawberry
+from anyio import to_thread
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -25,88 +29,91 @@ from starlette.routing import Mount, Route
 from strawberry.asgi import GraphQL
 from strawberry.extensions import SchemaExtension
 
-import _data
-from _data import Atlas, lifespan
-from anyloader import batch_loader
+import _bookshop as tables
+from _bookshop import lifespan, sessions
+from anyloader import BatchLoader, LoaderScope, batch_loader
+from anyloader.integrations.sqlalchemy import rows_by, rows_grouped_by
 from anyloader.integrations.strawberry import AnyioExecutionContext, LoaderScopeExtension
 from anyloader.trace import Trace, record
 
-#: How this request reads the database.
-atlas: ContextVar[Atlas] = ContextVar("atlas")
+# A statement for many keys, stated once. The resolvers load a key at a time.
 
+load_author: BatchLoader[int, tables.Author | None] = batch_loader(
+    rows_by(tables.Author.id, session=sessions)
+)
+books_of: BatchLoader[int, list[tables.Book]] = batch_loader(
+    rows_grouped_by(
+        tables.Book.author_id, order_by=[tables.Book.year, tables.Book.id], session=sessions
+    )
+)
 
-# A statement for many keys. The resolvers below load a key at a time.
-
-
-@batch_loader
-async def load_countries(codes: list[str]) -> dict[str, _data.Country]:
-    return await atlas.get().countries(codes)
-
-
-@batch_loader
-async def load_subdivisions(codes: list[str]) -> dict[str, _data.Subdivision]:
-    return await atlas.get().subdivisions(codes)
-
-
-@batch_loader
-async def load_subdivisions_of(codes: list[str]) -> dict[str, list[_data.Subdivision]]:
-    return await atlas.get().subdivisions_of(codes)
+#: Set, and forgotten, when the author of that id has a new book.
+changes: defaultdict[int, anyio.Event] = defaultdict(anyio.Event)
 
 
 @strawberry.type
-class Subdivision:
-    code: str
+class Author:
+    id: int
     name: str
-    country_code: strawberry.Private[str]
-    parent_code: strawberry.Private[str | None]
+
+    @classmethod
+    def of(cls, row: tables.Author) -> Author:
+        return cls(id=row.id, name=row.name)
 
     @strawberry.field
-    async def country(self) -> Country:
-        return Country(**(await load_countries.load_required(self.country_code))._asdict())
-
-    @strawberry.field
-    async def parent(self) -> Subdivision | None:
-        if self.parent_code is None:
-            return None
-        return Subdivision(**(await load_subdivisions.load_required(self.parent_code))._asdict())
+    async def books(self, first: int = 10) -> list[Book]:
+        return [Book.of(row) for row in await books_of.bind(first=first).load(self.id)]
 
 
 @strawberry.type
-class Country:
-    code: str
-    name: str
+class Book:
+    title: str
+    year: int
+    author_id: strawberry.Private[int]
+
+    @classmethod
+    def of(cls, row: tables.Book) -> Book:
+        return cls(title=row.title, year=row.year, author_id=row.author_id)
 
     @strawberry.field
-    async def subdivisions(self) -> list[Subdivision]:
-        found = await load_subdivisions_of.load_required(self.code)
-        return [Subdivision(**item._asdict()) for item in found]
+    async def author(self) -> Author:
+        return Author.of(await load_author.load_required(self.author_id))
 
 
 @strawberry.type
 class Query:
     @strawberry.field
-    async def country(self, code: str) -> Country | None:
-        found = await load_countries.load(code.upper())
-        return None if found is None else Country(**found._asdict())
-
-    @strawberry.field
-    async def countries(self, limit: int = 10) -> list[Country]:
-        codes = await atlas.get().country_codes()
-        found = await load_countries.load_many_required(codes[:limit])
-        return [Country(**item._asdict()) for item in found]
+    async def authors(self, ids: list[int]) -> list[Author | None]:
+        rows = await load_author.load_many(ids)
+        return [None if row is None else Author.of(row) for row in rows]
 
 
-class AtlasExtension(SchemaExtension):
-    """Gives each operation an ``Atlas`` of its own, and prints what it sent."""
+@strawberry.type
+class Mutation:
+    @strawberry.mutation
+    async def add_book(self, author_id: int, title: str, year: int) -> Author:
+        author = Author.of(await load_author.load_required(author_id))
+        await to_thread.run_sync(insert_book, author_id, title, year)
+        books_of.clear(author_id)  # whatever `first` was
+        changes.pop(author_id, anyio.Event()).set()
+        return author
 
-    async def on_execute(self) -> AsyncIterator[None]:
-        context: Any = self.execution_context.context
-        atlas.set(Atlas(context["request"].state.connection))
-        yield
-        statements = atlas.get().statements
-        print(f"{len(statements)} SQL statements", flush=True)
-        for name, _, keys in statements:
-            print(f"    {name}: {len(keys)} keys", flush=True)
+
+def insert_book(author_id: int, title: str, year: int) -> None:
+    with sessions.begin() as session:
+        session.add(tables.Book(author_id=author_id, title=title, year=year))
+
+
+@strawberry.type
+class Subscription:
+    @strawberry.subscription
+    async def author(self, id: int) -> AsyncGenerator[Author, None]:
+        async with LoaderScope():  # for what the generator itself loads
+            author = Author.of(await load_author.load_required(id))
+        while True:
+            change = changes[id]  # before the event is executed, which reads the books
+            yield author
+            await change.wait()
 
 
 class TraceExtension(SchemaExtension):
@@ -127,10 +134,11 @@ async def show_trace(request: Request) -> Response:
 
 schema = strawberry.Schema(
     Query,
-    extensions=[AtlasExtension, TraceExtension, LoaderScopeExtension],
+    Mutation,
+    Subscription,
+    extensions=[TraceExtension, LoaderScopeExtension],
     execution_context_class=AnyioExecutionContext,
 )
-
 
 app = Starlette(
     routes=[Route("/trace", show_trace), Mount("/", GraphQL[Any, Any](schema))],

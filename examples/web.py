@@ -1,119 +1,85 @@
-"""A small service: the countries of the world and their subdivisions, one scope for each request.
+"""A bookshop's service, with FastAPI and SQLAlchemy: one scope for each request.
 
     hypercorn --worker-class trio examples/web.py:app
 
-or `--worker-class asyncio`. Then http://127.0.0.1:8000/countries/FR answers with the country, and
-each of its subdivisions with everything above it; http://127.0.0.1:8000/batches shows the batches
-of the last such request, and http://127.0.0.1:8000/trace draws them. Needs `hypercorn`,
-`starlette`, `sqlite-anyio`, `pycountry` and, for trio, `trio`.
+or `--worker-class asyncio`. Then http://127.0.0.1:8000/authors?id=1&id=2 answers with two authors,
+their books, and the copies of these in each shop; /authors/1 with one of them, and /authors/99 is a
+404. So is /stock/south/2: a book and a shop are one key. http://127.0.0.1:8000/trace draws the
+batches of the last request. Needs `fastapi`, `hypercorn`, `sqlalchemy` and, for trio, `trio`.
 """
 
 from __future__ import annotations
 
-from contextvars import ContextVar
+from typing import Annotated, Any
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Route
+from fastapi import FastAPI, Query, Request
+from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from _data import Atlas, Country, Subdivision, lifespan
-from anyloader import batch_loader, gather
+from _bookshop import Author, Book, Stock, lifespan, sessions
+from anyloader import BatchLoader, KeyNotFoundError, batch_loader, gather
 from anyloader.integrations.asgi import LoaderScopeMiddleware
+from anyloader.integrations.sqlalchemy import related, rows_by, rows_grouped_by
 from anyloader.trace import Trace, record
 
-#: How this request reads the database. Set before its scope is entered, so batch functions see it.
-atlas: ContextVar[Atlas] = ContextVar("atlas")
+# A statement for many keys, stated once. The endpoints load a key at a time, wherever they need one.
+
+author: BatchLoader[int, Author | None] = batch_loader(rows_by(Author.id, session=sessions))
+books_of: BatchLoader[int, list[Book]] = batch_loader(related(Author.books, session=sessions))
+stock: BatchLoader[tuple[int, str], Stock | None] = batch_loader(
+    rows_by(Stock.book_id, Stock.shop, session=sessions)
+)
+stocks_of: BatchLoader[int, list[Stock]] = batch_loader(
+    rows_grouped_by(Stock.book_id, order_by=Stock.shop, session=sessions)
+)
+
+app = FastAPI(lifespan=lifespan)
 
 
-# A statement for many keys. The code below loads a key at a time, wherever it needs one.
+@app.get("/authors")
+async def show_authors(id: Annotated[list[int], Query()]) -> list[dict[str, Any]]:
+    return list(await gather(*(show_author(one) for one in id)))
 
 
-@batch_loader
-async def country(codes: list[str]) -> dict[str, Country]:
-    return await atlas.get().countries(codes)
+@app.get("/authors/{id}")
+async def show_author(id: int) -> dict[str, Any]:
+    found, books = author.load_required(id), books_of.load(id)
+    return {"name": (await found).name, "books": await gather(*map(book_out, await books))}
 
 
-@batch_loader
-async def subdivision(codes: list[str]) -> dict[str, Subdivision]:
-    return await atlas.get().subdivisions(codes)
+async def book_out(book: Book) -> dict[str, Any]:
+    copies = {stock.shop: stock.copies for stock in await stocks_of.load(book.id)}
+    return {"title": book.title, "year": book.year, "copies": copies}
 
 
-@batch_loader
-async def subdivisions_of(codes: list[str]) -> dict[str, list[Subdivision]]:
-    return await atlas.get().subdivisions_of(codes)
+@app.get("/stock/{shop}/{book_id}")
+async def show_stock(shop: str, book_id: int) -> int:
+    return (await stock.load_required((book_id, shop))).copies
 
 
-async def show_country(request: Request) -> Response:
-    request.app.state.last = atlas.get()
-    request.app.state.trace = request.state.trace
-    code = request.path_params["code"].upper()
-    found = await country.load(code)
-    if found is None:
-        raise HTTPException(404, f"there is no country {code}")
-    items = await subdivisions_of.load_required(code)
-    paths = await gather(*(path(item) for item in items))
-    return JSONResponse({"name": found.name, "subdivisions": paths})
+@app.exception_handler(KeyNotFoundError)
+async def not_found(request: Request, exc: Exception) -> JSONResponse:
+    return JSONResponse({"detail": "Not Found"}, 404)
 
 
-async def path(item: Subdivision) -> str:
-    if item.parent_code is None:
-        return f"{item.name}, {(await country.load_required(item.country_code)).name}"
-    return f"{item.name}, {await path(await subdivision.load_required(item.parent_code))}"
-
-
-async def show_batches(request: Request) -> Response:
-    last: Atlas | None = getattr(request.app.state, "last", None)
-    statements = [] if last is None else last.statements
-    return JSONResponse([{"batch": name, "keys": keys} for name, _, keys in statements])
-
-
-async def show_trace(request: Request) -> Response:
+@app.get("/trace")
+async def show_trace(request: Request) -> HTMLResponse:
     last: Trace = getattr(request.app.state, "trace", Trace())
     return HTMLResponse(last.html())
 
 
-# The application.
-
-
-class AtlasMiddleware:
-    """Gives each request an ``Atlas`` of its own, which remembers its statements."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            atlas.set(Atlas(scope["state"]["connection"]))
-        await self._app(scope, receive, send)
-
-
 class TraceMiddleware:
-    """Records the batches of each request."""
+    """Keeps a record of the last request but those for the drawing."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with record() as trace:
-            if scope["type"] == "http":
-                scope["state"]["trace"] = trace
+            if scope["type"] == "http" and scope["path"] != "/trace":
+                app.state.trace = trace
             await self._app(scope, receive, send)
 
 
-app = Starlette(
-    routes=[
-        Route("/countries/{code}", show_country),
-        Route("/batches", show_batches),
-        Route("/trace", show_trace),
-    ],
-    middleware=[
-        Middleware(TraceMiddleware),
-        Middleware(AtlasMiddleware),
-        Middleware(LoaderScopeMiddleware),
-    ],
-    lifespan=lifespan,
-)
+app.add_middleware(LoaderScopeMiddleware)
+app.add_middleware(TraceMiddleware)

@@ -325,9 +325,9 @@ async def asks(scope: Message) -> bool:
     raise AssertionError
 
 
-@pytest.mark.parametrize("make_scope", [None, LoaderScope()])
-def test_make_scope_has_to_be_a_callable(make_scope: Any) -> None:
-    with pytest.raises(TypeError, match="make_scope must be a callable that returns a new Loader"):
+@pytest.mark.parametrize("make_scope", [None, LoaderScope(), no_app])
+def test_make_scope_has_to_be_a_plain_callable(make_scope: Any) -> None:
+    with pytest.raises(TypeError, match="must be a plain callable that returns a new LoaderScope"):
         LoaderScopeMiddleware(no_app, make_scope=make_scope)
 
 
@@ -338,12 +338,15 @@ def test_cancel_on_disconnect_has_to_be_a_bool_or_a_function(cancel: Any) -> Non
 
 
 @WATCHING
-async def test_make_scope_that_returns_no_scope_fails_the_request(watch: bool) -> None:
-    def make_scope() -> Any:
-        return DataLoader(double)
-
-    middleware = LoaderScopeMiddleware(no_app, make_scope=make_scope, cancel_on_disconnect=watch)
-    with pytest.raises(TypeError, match=r"must return a new LoaderScope .* of type DataLoader$"):
+@pytest.mark.parametrize("returned", [None, LoaderScope, DataLoader(double)])
+async def test_make_scope_that_returns_no_scope_fails_the_request(
+    returned: Any, watch: bool
+) -> None:
+    middleware: Any = LoaderScopeMiddleware(
+        no_app, make_scope=lambda: returned, cancel_on_disconnect=watch
+    )
+    of_type = type(returned).__name__
+    with pytest.raises(TypeError, match=rf"must return a new LoaderScope .* of type {of_type}$"):
         await Client().call(middleware)
 
 

@@ -49,7 +49,7 @@ PROGRAMS = {name: path for name, path in SNIPPETS.items() if path.with_suffix(".
 #: Run in test_frameworks.py and test_shared_scope.py.
 IN_SERVERS = [
     *("how-to/aiohttp_app", "how-to/strawberry_fastapi", "how-to/web_django"),
-    "how-to/web_shared",
+    *("how-to/web_shared", "how-to/sqlalchemy_fastapi"),
 ]
 APPS = [name for name in SNIPPETS if name.startswith("how-to/web_") and name not in IN_SERVERS]
 TESTS = [name for name in SNIPPETS if Path(name).name.startswith("test_")]

@@ -14,15 +14,13 @@ import pytest
 
 from support import SERVERS, serve
 
-pytest.importorskip("sqlite_anyio")
-pytest.importorskip("pycountry")
-
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.mark.parametrize("name", SERVERS)
 def test_web(name: str) -> None:
-    pytest.importorskip("starlette")
+    for needed in "fastapi", "sqlalchemy":
+        pytest.importorskip(needed)
 
     def get(path: str) -> tuple[int, Any]:
         connection = HTTPConnection("127.0.0.1", server.port, timeout=10)
@@ -34,33 +32,47 @@ def test_web(name: str) -> None:
             connection.close()
 
     with serve(name, "web:app", folder=EXAMPLES) as server:
-        status, body = get("/countries/fr")
-        france = json.loads(body)
-        assert (status, france["name"]) == (200, "France")
-        assert "Bas-Rhin, Alsace, Grand-Est, France" in france["subdivisions"]
-        batches = json.loads(get("/batches")[1])
-        assert len(batches) <= 5
-        assert batches[0] == {"batch": "countries", "keys": ["FR"]}
-        assert batches[1] == {"batch": "subdivisions_of", "keys": ["FR"]}
-        assert {batch["batch"] for batch in batches[2:]} == {"subdivisions"}
+        status, body = get("/authors?id=2&id=1&id=4")
+        assert status == 200
+        eliot, austen, nobody = json.loads(body)
+        assert nobody == {"name": "A. N. Other", "books": []}
+        assert eliot["books"][0] == {
+            "title": "Adam Bede",
+            "year": 1859,
+            "copies": {"north": 5, "south": 1},
+        }
+        assert austen["books"][1:3] == [
+            {"title": "Pride and Prejudice", "year": 1813, "copies": {"north": 2}},
+            {"title": "Mansfield Park", "year": 1814, "copies": {"north": 3, "south": 1}},
+        ]
         page = get("/trace")[1].decode()
         assert page.count("<svg") == 1
-        assert f"{len(batches)} batches" in page
-        assert get("/countries/xx")[0] == 404
-        assert json.loads(get("/batches")[1]) == [{"batch": "countries", "keys": ["XX"]}]
+        assert "3 batches" in page  # authors, their books, the copies of these
+        assert get("/authors/1") == (200, json.dumps(austen, separators=(",", ":")).encode())
+        missing = (404, b'{"detail":"Not Found"}')
+        assert get("/authors/99") == get("/authors?id=1&id=99") == missing
+        assert get("/stock/south/2") == missing
+        assert get("/stock/south/3") == (200, b"1")
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_worker(backend: str) -> None:
-    pytest.importorskip(backend)
+    for needed in backend, "sqlalchemy":
+        pytest.importorskip(needed)
     command = [sys.executable, str(EXAMPLES / "worker.py"), "--backend", backend]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (run.returncode, run.stderr) == (0, "")
-    assert run.stdout.splitlines() == [
-        "BR AR CL PE: Brazil, Argentina, Chile, Peru (1 batch)",
-        "FR: France (1 batch)",
-        "FR DE IT: France, Germany, Italy (1 batch)",
-        "JP JP JP: Japan, Japan, Japan (1 batch)",
+    austen = "Jane Austen"
+    assert sorted(run.stdout.splitlines()) == [
+        f"invoice 1 5: {austen}, Sense and Sensibility, 2 in stock, 11 pounds; "
+        "George Eliot, Adam Bede, 6 in stock, 15 pounds (4 batches)",
+        "invoice 4 1: given up",
+        f"offer 1 2 3: {austen}, Sense and Sensibility, 2 in stock, 11 pounds; "
+        f"{austen}, Pride and Prejudice, 2 in stock, 12 pounds; "
+        f"{austen}, Mansfield Park, 4 in stock, 13 pounds (4 batches)",
+        "offer 1 99: there is no 99",
+        f"offer 4: {austen}, Emma, 4 in stock, price on request (4 batches)",
+        "offer 8: George Eliot, Middlemarch, 8 in stock, 18 pounds (4 batches)",
     ]
 
 

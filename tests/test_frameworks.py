@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import quote
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import anyio
 import pytest
@@ -23,8 +28,8 @@ BATCH = "batch [1, 2]\n"
 ON_ASYNCIO = [name for name in SERVERS if not name.endswith("trio")]
 
 
-def get(url: str) -> Any:
-    with urlopen(f"http://{url}", timeout=10) as response:
+def get(url: str, **headers: str) -> Any:
+    with urlopen(Request(f"http://{url}", headers=headers), timeout=10) as response:
         return json.loads(response.read())
 
 
@@ -34,6 +39,41 @@ def test_fastapi_with_a_session_from_a_dependency(server: str) -> None:
     with serve(server, "web_fastapi_depends:app", folder=HOW_TO) as running:
         assert get(f"{running.url}/") == NAMES
         assert get(f"{running.url}/sync") == NAMES
+
+
+@pytest.mark.parametrize("server", ON_ASYNCIO)
+def test_fastapi_with_the_session_of_sqlalchemy(server: str) -> None:
+    for needed in "fastapi", "aiosqlite", "sqlalchemy":
+        pytest.importorskip(needed)
+
+    def post(title: str) -> Any:
+        url = f"http://{running.url}/authors/2/books?title={title}"
+        with urlopen(Request(url, method="POST"), timeout=10) as response:
+            return json.loads(response.read())
+
+    with serve(server, "sqlalchemy_fastapi:app", folder=HOW_TO) as running:
+        ada = f"{running.url}/authors/1"
+        with ThreadPoolExecutor() as threads:
+            assert list(threads.map(get, [ada] * 20)) == [["Ada", "Engines", "Notes"]] * 20
+        assert post("Letters") == ["Grace", "Compilers", "Letters"]
+        assert post("Memoirs") == ["Grace", "Compilers", "Letters", "Memoirs"]
+        with pytest.raises(HTTPError, match="404"):
+            get(f"{running.url}/authors/9")
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("path", ["/", "/sync"])
+def test_fastapi_with_what_a_dependency_sets(server: str, path: str) -> None:
+    pytest.importorskip("fastapi")
+    tenants = [f"tenant{number}" for number in range(20)]
+
+    def ask(tenant: str) -> Any:
+        return get(running.url + path, **{"X-Tenant": tenant})
+
+    with serve(server, "web_fastapi_set:app", folder=HOW_TO) as running:
+        with ThreadPoolExecutor() as threads:
+            answers = list(threads.map(ask, tenants))
+        assert answers == [[f"{tenant} 1", f"{tenant} 2", f"{tenant} 1"] for tenant in tenants]
 
 
 @pytest.mark.parametrize("server", SERVERS)
@@ -55,14 +95,68 @@ def test_quart(server: str) -> None:
         assert get(f"{running.url}/") == NAMES
 
 
-@pytest.mark.parametrize("server", ON_ASYNCIO)
-def test_django(server: str) -> None:
+ADA = {"name": "Ada", "books": ["Letters", "Notes"]}
+GRACE = {"name": "Grace", "books": ["Compilers"]}
+
+
+@pytest.fixture
+def django_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made by the program, as its page says; for all processes that the test starts."""
     pytest.importorskip("django")
-    with serve(server, "web_django:app", folder=HOW_TO) as running:
+    monkeypatch.setenv("DATABASE", str(tmp_path / "books.sqlite3"))
+    paths = [str(HOW_TO), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    subprocess.run([sys.executable, str(HOW_TO / "web_django.py")], check=True, timeout=60)
+
+
+#: To the application of the page this adds a view that does what the page says not to do, and one
+#: that writes.
+MORE_OF_DJANGO = """
+from asgiref.sync import async_to_sync
+from django.db import transaction
+from django.http import JsonResponse
+from django.urls import path
+from web_django import Author, app, describe, describe_sync, urlpatterns
+
+def wrong(request):
+    return JsonResponse(async_to_sync(describe)(1))
+
+def write(request):
+    with transaction.atomic():
+        id = Author.objects.create(name="New").id
+        found = describe_sync([id])
+        transaction.set_rollback(True)
+    return JsonResponse(found, safe=False)
+
+urlpatterns += [path("wrong", wrong), path("write", write)]
+"""
+
+
+@pytest.mark.usefixtures("django_database")
+@pytest.mark.parametrize("server", ON_ASYNCIO)
+def test_django(server: str, tmp_path: Path) -> None:
+    (tmp_path / "more.py").write_text(MORE_OF_DJANGO)
+    with serve(server, "more:app", folder=tmp_path) as running:
         for _ in range(3):
-            assert get(f"{running.url}/") == NAMES
-            assert get(f"{running.url}/sync") == NAMES
-    assert running.log.count(BATCH) == 6
+            assert get(f"{running.url}/") == [ADA, GRACE]
+            assert get(f"{running.url}/sync") == [ADA, GRACE]
+        assert running.log.count("books of [1, 2]\n") == 6
+        assert get(f"{running.url}/2") == GRACE
+        with pytest.raises(HTTPError, match="404"):
+            get(f"{running.url}/99")
+        assert get(f"{running.url}/write") == [{"name": "New", "books": []}]
+        with pytest.raises(HTTPError, match="500"):
+            get(f"{running.url}/wrong")
+        assert get(f"{running.url}/") == [ADA, GRACE]
+
+
+@pytest.mark.usefixtures("django_database")
+def test_django_under_wsgi() -> None:
+    command = "import web_django, django.test; print(django.test.Client().get('/sync').json())"
+    run = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (run.stdout, run.stderr) == (f"books of [1, 2]\n{[ADA, GRACE]}\n", "")
 
 
 @pytest.mark.parametrize("server", ON_ASYNCIO)
@@ -72,13 +166,20 @@ def test_strawberrys_router_in_fastapi(server: str) -> None:
     client = pytest.importorskip("websockets.sync.client")
     with serve(server, "strawberry_fastapi:app", folder=HOW_TO) as running:
         url = f"{running.url}/graphql"
-        answer = get(f"{url}?query={quote('{counter(id: 1) {number}}')}")
-        assert answer["data"] == {"counter": {"number": 0}}
-        with client.connect(f"ws://{url}", subprotocols=["graphql-transport-ws"]) as socket:
+        with client.connect(
+            f"ws://{url}",
+            subprotocols=["graphql-transport-ws"],
+            additional_headers={"X-Tenant": "ada"},
+        ) as socket:
             socket.send(json.dumps({"type": "connection_init"}))
             query = {"query": "subscription {counts(id: 1) {number}}"}
             socket.send(json.dumps({"type": "subscribe", "id": "1", "payload": query}))
             messages = [json.loads(socket.recv(timeout=10)) for _ in range(5)]
+        for tenant, number in ("ada", 3), ("grace", 0):
+            answer = get(
+                f"{url}?query={quote('{counter(id: 1) {number}}')}", **{"X-Tenant": tenant}
+            )
+            assert answer["data"] == {"counter": {"number": number}}
     assert [message["type"] for message in messages] == [
         "connection_ack", "next", "next", "next", "complete",
     ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import subprocess
 import sys
@@ -538,6 +539,15 @@ class ScopedExecutor(AnyioExecutor):
 
 class ScopedByFunction(AnyioExecutor):
     make_scope = lambda: LoaderScope()  # noqa: E731
+
+
+async def test_what_makes_no_scope_fails_the_operation() -> None:
+    class NoScope(AnyioExecutor):
+        make_scope = int
+
+    option: Any = {"executor_class" if IS_3_3 else "execution_context_class": NoScope}
+    with pytest.raises(TypeError, match=r"new LoaderScope for each operation; .* of type int$"):
+        await execute("{number}", {"number": 1}, stock=True, **option)
 
 
 @pytest.mark.parametrize("executor", [ScopedExecutor, ScopedByFunction])
@@ -1149,6 +1159,29 @@ async def test_events_of_a_subscription_are_executed(waits: bool, anyio_backend_
             await subscribe(waits=waits)
     else:
         assert await subscribe(waits=waits) == [({"tick": {"x": 1, "y": 1}}, None)] * 2
+
+
+@only_3_3
+async def test_a_subscription_keeps_nothing_of_its_events() -> None:
+    """graphql-core would keep which fields each of them had until the subscription ends."""
+    schema = graphql.build_schema(
+        "type Query { x: Int } type Subscription { tick: Tick } type Tick { x: Int y: Int }"
+    )
+
+    async def ticks(_info: object) -> AsyncIterator[object]:
+        while True:
+            await checkpoint()
+            yield {"tick": {"x": number, "y": number}}
+
+    document = graphql.parse("subscription {tick{x y}}")
+    stream: Any = graphql.subscribe(schema, document, {"tick": ticks}, executor_class=AnyioExecutor)
+    kept = []
+    for _ in range(3):
+        assert (await anext(stream)).data == {"tick": {"x": 1, "y": 1}}
+        gc.collect()
+        kept.append(sum(type(thing).__name__ == "CollectedFields" for thing in gc.get_objects()))
+    await stream.aclose()
+    assert kept[0] == kept[1] == kept[2]
 
 
 @only_3_3

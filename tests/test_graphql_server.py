@@ -1,10 +1,12 @@
-"""The GraphQL server of the examples, over HTTP."""
+"""The GraphQL server of the examples, over HTTP, and over WebSockets where Strawberry has them."""
 
 from __future__ import annotations
 
 import json
-import time
+import sys
+from collections.abc import Iterator
 from http.client import HTTPConnection
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -13,11 +15,15 @@ import pytest
 
 from support import SERVERS, Server, serve
 
-for package in ("sqlite_anyio", "pycountry", "starlette", "strawberry"):
+for package in ("sqlalchemy", "starlette", "strawberry"):
     pytest.importorskip(package)
 
+graphql: Any = import_module("graphql")
+EVENTS = pytest.mark.skipif(not hasattr(graphql, "Executor"), reason="needs graphql-core 3.3")
 EXAMPLES = Path(__file__).parents[1] / "examples"
-QUERY = "{countries(limit: 80) {name subdivisions {name parent {name} country {name}}}}"
+QUERY = "{authors(ids: [1, 2, 9, 1]) {name books(first: 2) {title author {name}}}}"
+ADD = 'addBook(authorId: 3, title: "Poems", year: %d) {books(first: 3) {year}}'
+SUBSCRIPTION = "subscription {author(id: 3) {name books(first: 3) {year}}}"
 
 
 def post(server: Server, query: str) -> Any:
@@ -38,53 +44,78 @@ def get(server: Server, path: str) -> str:
         return body.decode()
 
 
-def printed(server: Server, lines: int) -> list[str]:
-    """Wait until the server has printed so many lines about statements."""
-    deadline = time.monotonic() + 10
-    while True:
-        found = [line.strip() for line in server.log if "SQL" in line or line.endswith("keys\n")]
-        if len(found) >= lines or time.monotonic() > deadline:
-            return found
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize("name", SERVERS)
-def test_a_nested_query_takes_a_statement_for_each_level(name: str) -> None:
-    with serve(name, "graphql_server:app", folder=EXAMPLES) as server:
-        france = post(server, '{country(code: "fr") {name subdivisions {name parent {name}}}}')
-        assert france["data"]["country"]["name"] == "France"
-        subdivisions = france["data"]["country"]["subdivisions"]
-        assert {"name": "Bas-Rhin", "parent": {"name": "Alsace"}} in subdivisions
-        assert printed(server, 4)[:3] == [
-            "3 SQL statements",
-            "countries: 1 keys",
-            "subdivisions_of: 1 keys",
-        ]
-
-        countries = post(server, QUERY)["data"]["countries"]
-        assert len(countries) == 80
-        assert sum(len(country["subdivisions"]) for country in countries) > 1000
-        lines = printed(server, 9)[4:]
-        assert lines[:4] == [
-            "4 SQL statements",
-            "country_codes: 0 keys",
-            "countries: 80 keys",
-            "subdivisions_of: 80 keys",
-        ]
-        assert lines[4].startswith("subdivisions: ")
-
-        assert post(server, '{country(code: "xx") {name}}') == {"data": {"country": None}}
-
-
-@pytest.mark.parametrize("name", SERVERS)
-def test_it_draws_the_batches_of_the_last_operation(name: str) -> None:
+def test_it_answers_in_a_batch_for_each_level_and_draws_them(name: str) -> None:
     with serve(name, "graphql_server:app", folder=EXAMPLES) as server:
         assert "0 loads, 0 batches" in get(server, "/trace")
-        for code in "fr", "de":
-            post(server, f'{{country(code: "{code}") {{subdivisions {{name country {{name}}}}}}}}')
-        post(server, "{__typename}")  # loads nothing
+        austen, eliot, nobody, again = post(server, QUERY)["data"]["authors"]
+        assert (
+            austen
+            == again
+            == {
+                "name": "Jane Austen",
+                "books": [
+                    {"title": title, "author": {"name": "Jane Austen"}}
+                    for title in ("Sense and Sensibility", "Pride and Prejudice")
+                ],
+            }
+        )
+        assert [book["title"] for book in eliot["books"]] == ["Adam Bede", "The Mill on the Floss"]
+        assert nobody is None
+        assert post(server, "{__typename}")["data"]  # loads nothing
         page = get(server, "/trace")
-    assert page.count("<svg") == 1
-    assert "2 batches, 16 hits" in page  # each of the subdivisions loads its country again
-    assert "DE" in page
-    assert "FR" not in page
+        assert page.count("<svg") == 1
+        assert "2 batches" in page
+
+        # Two mutations of one operation: the second one sees what it has cleared.
+        added = post(server, f"mutation {{a: {ADD % 1846} b: {ADD % 1848}}}")["data"]
+        assert [book["year"] for book in added["a"]["books"]] == [1846, 1847]
+        assert [book["year"] for book in added["b"]["books"]] == [1846, 1847, 1848]
+        refused = post(server, "{authors(ids: [1]) {books(first: -1) {title}}}")["errors"]
+        assert "first must be an int >= 0" in refused[0]["message"]
+
+
+@EVENTS
+@pytest.mark.parametrize("name", [name for name in SERVERS if not name.endswith("trio")])
+def test_a_socket_gets_each_change(name: str) -> None:
+    client = pytest.importorskip("websockets.sync.client")
+    with (
+        serve(name, "graphql_server:app", folder=EXAMPLES) as server,
+        client.connect(f"ws://{server.url}/", subprotocols=["graphql-transport-ws"]) as socket,
+    ):
+        socket.send(json.dumps({"type": "connection_init"}))
+        assert json.loads(socket.recv(timeout=10))["type"] == "connection_ack"
+        payload = {"query": SUBSCRIPTION}
+        socket.send(json.dumps({"type": "subscribe", "id": "1", "payload": payload}))
+        years = [1847]
+        for year in 1848, 1849:
+            author = json.loads(socket.recv(timeout=10))["payload"]["data"]["author"]
+            assert author == {"name": "Emily Brontë", "books": [{"year": year} for year in years]}
+            post(server, f"mutation {{{ADD % year}}}")
+            years.append(year)
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    yield import_module("graphql_server")
+    for module in "graphql_server", "_bookshop":
+        del sys.modules[module]
+
+
+@EVENTS
+@pytest.mark.anyio
+async def test_it_subscribes_on_trio_too(example: Any) -> None:
+    class Request:
+        app = example.app
+
+    context = {"request": Request}
+    async with example.lifespan(None):
+        events = await example.schema.subscribe(SUBSCRIPTION, context_value=context)
+        for year in 1850, 1851:
+            event = await anext(events)
+            assert event.errors is None
+            assert len(event.data["author"]["books"]) == year - 1849
+            mutation = f"mutation {{{ADD % year}}}"
+            await example.schema.execute(mutation, context_value=context)
+        await events.aclose()

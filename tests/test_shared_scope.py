@@ -8,12 +8,14 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.from_thread
 import pytest
 
-from anyloader import LoaderNotOpenError, LoaderScope, batch_loader
+from anyloader import LoaderNotOpenError, LoaderScope, batch_loader, current_scope
 from anyloader._dispatcher import ambient
 from anyloader.integrations.asgi import LoaderScopeMiddleware, Message, Receive, Send
-from support import SERVERS, serve
+from support import SERVERS, backend_options, serve
 
 pytestmark = pytest.mark.anyio
 
@@ -23,6 +25,10 @@ PAGES = Path(__file__).parents[1] / "docs" / "how-to"
 @batch_loader(shared=True, cache=False)
 async def double(keys: list[int]) -> list[int]:
     return [key * 2 for key in keys]
+
+
+async def triple(keys: list[int]) -> list[int]:
+    return [key * 3 for key in keys]
 
 
 async def call(app: Any, state: Any) -> None:
@@ -57,6 +63,67 @@ async def test_what_is_no_entered_scope_is_refused_at_the_first_request() -> Non
         await call(LoaderScopeMiddleware(loads), {"anyloader": "scope"})
     with pytest.raises(LoaderNotOpenError, match="was not entered"):
         await call(LoaderScopeMiddleware(loads), {"anyloader": LoaderScope(shared=True)})
+
+
+async def test_a_scope_that_is_not_shared_is_refused_at_the_first_request() -> None:
+    async with LoaderScope() as own:
+        with pytest.raises(
+            TypeError, match=r"shared=True.* of type LoaderScope that is not shared"
+        ):
+            await call(LoaderScopeMiddleware(loads), {"anyloader": own})
+
+
+async def test_after_the_lifespan_only_what_is_not_shared_loads() -> None:
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        assert await current_scope().get(triple).load(2) == 6
+        await loads(scope, receive, send)
+
+    async with LoaderScope(shared=True) as shared:
+        pass
+    with pytest.raises(LoaderNotOpenError, match="there is no shared scope here"):
+        await call(LoaderScopeMiddleware(app), {"anyloader": shared})
+
+
+def test_a_shared_scope_of_another_event_loop_is_refused_and_nothing_hangs(
+    shuffled_backend: str,
+) -> None:
+    backend, options = backend_options(shuffled_backend)
+
+    async def ask() -> None:
+        with anyio.fail_after(10):
+            await call(LoaderScopeMiddleware(loads), {"anyloader": shared})
+
+    with anyio.from_thread.start_blocking_portal() as portal:
+        with portal.wrap_async_context_manager(LoaderScope(shared=True)) as shared:
+            with pytest.raises(RuntimeError, match="opened in another event loop"):
+                anyio.run(ask, backend=backend, backend_options=options)
+
+
+async def test_inside_takes_the_place_of_the_scope_around() -> None:
+    async with (
+        LoaderScope(shared=True) as shared,
+        LoaderScope(shared=True) as nearer,
+        LoaderScope() as around,
+    ):
+        async with LoaderScope(inside=shared) as inner:
+            assert current_scope() is inner
+            assert await double.load(1) == 2
+            assert (shared.statistics().batches, nearer.statistics().batches) == (1, 0)
+            async with LoaderScope() as innermost:  # inside of it as any other
+                assert await double.load(2) == 4
+                assert await innermost.get(triple).load(2) == 6
+        assert current_scope() is around
+        assert await double.load(3) == 6
+    assert (shared.statistics().batches, nearer.statistics().batches) == (2, 1)
+
+
+async def test_inside_of_a_scope_that_is_not_shared_reaches_the_shared_one_around_it() -> None:
+    async with LoaderScope(shared=True) as shared, LoaderScope() as request:
+        token = ambient.set(None)
+        async with LoaderScope(inside=request):
+            assert await double.load(1) == 2
+        ambient.reset(token)
+    assert shared.statistics().batches == 1
 
 
 def test_inside_has_to_be_a_scope() -> None:

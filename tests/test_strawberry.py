@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import time
@@ -298,6 +299,28 @@ async def test_the_scope_of_each_operation_can_be_made_by_the_user() -> None:
     assert len(scopes) == 2
 
 
+async def test_what_makes_no_new_scope_fails_the_operation() -> None:
+    def execute(made: Any) -> Any:
+        schema = strawberry.Schema(
+            Query,
+            extensions=[partial(LoaderScopeExtension, make_scope=lambda: made)],
+            execution_context_class=AnyioExecutionContext,
+        )
+        return schema.execute("{__typename}")
+
+    only = LoaderScope()
+    assert (await execute(only)).errors is None
+    for made, message in (
+        (only, "a LoaderScope can be entered once; make a new one for each request"),
+        (
+            None,
+            "make_scope must return a new LoaderScope for each operation; it returned an object",
+        ),
+    ):
+        (error,) = (await execute(made)).errors
+        assert error.message.startswith(message)
+
+
 def test_what_makes_no_scope_is_refused() -> None:
     with pytest.raises(TypeError, match="make_scope must be a callable"):
         LoaderScopeExtension(make_scope=LoaderScope())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -382,6 +405,19 @@ async def test_each_event_has_a_scope_of_its_own(schema: Any) -> None:
     assert len({event["first"] for event in found}) == 3
     with pytest.raises(LoaderNotOpenError):
         current_scope()
+
+
+@EVENTS
+async def test_a_subscription_keeps_nothing_of_its_events(schema: Any) -> None:
+    """graphql-core would keep which fields each of them had until the subscription ends."""
+    stream = await schema.subscribe("subscription {events {first again}}")
+    kept = []
+    for _ in range(3):
+        await anext(stream)
+        gc.collect()
+        kept.append(sum(type(thing).__name__ == "CollectedFields" for thing in gc.get_objects()))
+    await stream.aclose()
+    assert kept[0] == kept[1] == kept[2]
 
 
 @EVENTS

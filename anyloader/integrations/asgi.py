@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 
 from .._scope import LoaderScope
+from ._scopes import make
 
 __all__ = ("LoaderScopeMiddleware", "safe_methods")
 
@@ -57,9 +58,9 @@ class LoaderScopeMiddleware:
         ``lambda: LoaderScope(hooks=[...])`` hooks get in
     :param cancel_on_disconnect: whether a client that leaves cancels its request; or a callable that
         says so, given the ASGI scope, such as :func:`safe_methods`
-    :raises TypeError: if ``app`` cannot be called with three arguments, ``make_scope`` cannot be
-        called, or ``cancel_on_disconnect`` is neither a bool nor a plain function; from a request, if
-        ``make_scope`` returns no ``LoaderScope``
+    :raises TypeError: if ``app`` cannot be called with three arguments, ``make_scope`` is no plain
+        callable, or ``cancel_on_disconnect`` neither a bool nor a plain function; from a request, if
+        ``make_scope`` returns no ``LoaderScope``, or what is in the lifespan's state is no shared one
     :raises RuntimeError: from a request, if ``make_scope`` returns a scope that was entered before
     :raises LoaderNotOpenError: from a request, if the scope in the lifespan's state was not entered
     """
@@ -80,9 +81,9 @@ class LoaderScopeMiddleware:
             ) from None
         except ValueError:
             pass  # of something that has no signature to read
-        if not callable(make_scope):
+        if not callable(make_scope) or iscoroutinefunction(make_scope):
             raise TypeError(
-                "make_scope must be a callable that returns a new LoaderScope for each request, "
+                "make_scope must be a plain callable that returns a new LoaderScope for each request, "
                 f"not {make_scope!r}"
             )
         if not isinstance(cancel_on_disconnect, bool) and (
@@ -100,18 +101,14 @@ class LoaderScopeMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        loaders = self._make_scope()
-        if not isinstance(loaders, LoaderScope):
-            raise TypeError(
-                "make_scope must return a new LoaderScope for each request; it returned an object "
-                f"of type {type(loaders).__qualname__}"
-            )
+        loaders = make(self._make_scope, "request")
         shared = (scope.get("state") or {}).get("anyloader")
         if shared is not None:
-            if not isinstance(shared, LoaderScope):
+            if not isinstance(shared, LoaderScope) or not shared.is_shared:
                 raise TypeError(
                     "the lifespan's state must have a LoaderScope(shared=True) under the name "
                     f"'anyloader'; it has an object of type {type(shared).__qualname__}"
+                    f"{' that is not shared' if isinstance(shared, LoaderScope) else ''}"
                 )
             loaders.be_inside(shared)
         cancels = self._cancel_on_disconnect

@@ -39,6 +39,7 @@ from ._graphql_units import (
     operate,
     resolved,
 )
+from ._scopes import make
 
 if TYPE_CHECKING:
     from graphql.execution import Executor as _Core
@@ -239,7 +240,7 @@ class AnyioExecutor(_Stock):
     async def _execute_in(
         self, make_scope: Callable[[], LoaderScope], *args: Any, **kwargs: Any
     ) -> Any:
-        async with make_scope():
+        async with make(make_scope, "operation"):
             result = self._execute(*args, **kwargs)
             return await result if self.is_awaitable(result) else result
 
@@ -256,6 +257,12 @@ class AnyioExecutor(_Stock):
     if TYPE_CHECKING or _IS_3_3:  # pragma: no branch
         #: How many hits are being completed one inside of the other.
         _nested = 0
+
+        def build_per_event_executor(self, payload: Any) -> Any:
+            """As graphql-core's, whose copies share what they collect: it grows with each event."""
+            executor: Any = super().build_per_event_executor(payload)
+            executor._relevant_sub_fields = {}
+            return executor
 
         def build_response(self, data: Any) -> Any:
             if is_under_trio():

@@ -429,8 +429,9 @@ def rows_by(*columns: QueryableAttribute[Any], session: Any, where: Any = None) 
 
         fetch_users: RowsBy[int, User] = rows_by(User.id, session=sessions)
 
-    Checkers see the type of the keys; that of the rows they have to be told, as above. What is said
-    here holds for :func:`rows_grouped_by` and :func:`related` too.
+    Checkers see the type of the keys; that of the rows they have to be told, as above, or by the
+    annotation of the ``BatchLoader[int, User | None]`` that is made of it at once. What is said here
+    holds for :func:`rows_grouped_by` and :func:`related` too.
 
     **Make it once**, where the models are defined, as any batch function: each is a source of its own.
 

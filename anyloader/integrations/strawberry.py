@@ -15,6 +15,7 @@ except ModuleNotFoundError as _exc:
     raise missing("strawberry", _exc) from _exc
 
 from .._scope import LoaderScope
+from ._scopes import make
 from .graphql import AnyioExecutor
 
 __all__ = ("AnyioExecutionContext", "LoaderScopeExtension")
@@ -84,7 +85,7 @@ class LoaderScopeExtension(SchemaExtension):
 
     async def on_execute(self) -> AsyncIterator[None]:
         """Open the scope, and leave it after the operation; entering is no checkpoint."""
-        async with self._make_scope():
+        async with make(self._make_scope, "operation"):
             yield
 
 
@@ -98,6 +99,7 @@ class _ScopeForEachEvent:
         stock: Any = super()
         executor = stock.build_per_event_executor(payload)
         executor._is_event = True
+        executor._relevant_sub_fields = {}  # as in AnyioExecutor, which this one need not be
         return executor
 
     def execute_operation(self, *args: Any) -> Any:
@@ -109,7 +111,7 @@ class _ScopeForEachEvent:
 
 
 async def _in_scope(make_scope: Callable[[], LoaderScope], execute: Any, *args: Any) -> Any:
-    async with make_scope():
+    async with make(make_scope, "operation"):
         result = execute(*args)
         return await result if isinstance(result, Awaitable) else result
 

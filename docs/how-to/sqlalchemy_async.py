@@ -3,31 +3,21 @@ import asyncio
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy_models import Author, Base, Book, Stock, Tag, add_some
 
-from anyloader import DataLoader, LoaderScope, batch_loader
-from anyloader.integrations.sqlalchemy import (
-    RowsBy,
-    RowsGroupedBy,
-    related,
-    rows_by,
-    rows_grouped_by,
-)
+from anyloader import BatchLoader, DataLoader, LoaderScope, batch_loader
+from anyloader.integrations.sqlalchemy import RowsBy, related, rows_by, rows_grouped_by
 
 sessions = async_sessionmaker(class_=AsyncSession)  # each batch makes a session with it
 
 # A row for each key. The annotation tells type checkers the class of the rows.
-fetch_authors: RowsBy[int, Author] = rows_by(Author.id, session=sessions)
-# A key of two columns is a tuple.
-fetch_stock: RowsBy[tuple[int, str], Stock] = rows_by(Stock.book_id, Stock.shop, session=sessions)
+author: BatchLoader[int, Author | None] = batch_loader(rows_by(Author.id, session=sessions))
 # One to many: a list for each key. The first two of each come in one statement.
-fetch_books: RowsGroupedBy[int, Book] = rows_grouped_by(
-    Book.author_id, order_by=[Book.title, Book.id], limit=2, session=sessions
+books_of: BatchLoader[int, list[Book]] = batch_loader(
+    rows_grouped_by(Book.author_id, order_by=[Book.title, Book.id], limit=2, session=sessions)
 )
 # Many to many, or any other relationship, by the primary key of the book.
-fetch_tags: RowsGroupedBy[int, Tag] = related(Book.tags, session=sessions)
-
-author = batch_loader(fetch_authors)
-books_of = batch_loader(fetch_books)
-tags_of = batch_loader(fetch_tags)
+tags_of: BatchLoader[int, list[Tag]] = batch_loader(related(Book.tags, session=sessions))
+# A key of two columns is a tuple. This is a batch function, for a loader of its own.
+fetch_stock: RowsBy[tuple[int, str], Stock] = rows_by(Stock.book_id, Stock.shop, session=sessions)
 
 
 async def main() -> None:
@@ -51,7 +41,7 @@ async def main() -> None:
 
     async with DataLoader(fetch_stock) as stock:
         here, there = await stock.load_many([(1, "north"), (1, "south")])
-        print(here.copies, there)
+        print(here and here.copies, there)
     await engine.dispose()
 
 

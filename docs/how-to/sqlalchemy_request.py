@@ -4,25 +4,23 @@ from contextvars import ContextVar
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy_models import Author, Base, Book, add_some
 
-from anyloader import LoaderScope, batch_loader
-from anyloader.integrations.sqlalchemy import RowsBy, RowsGroupedBy, rows_by, rows_grouped_by
+from anyloader import BatchLoader, LoaderScope, batch_loader
+from anyloader.integrations.sqlalchemy import rows_by, rows_grouped_by
 
 #: The one session of the request.
 request_session: ContextVar[AsyncSession] = ContextVar("request_session")
 
-fetch_authors: RowsBy[int, Author] = rows_by(Author.id, session=request_session)
-fetch_books: RowsGroupedBy[int, Book] = rows_grouped_by(
-    Book.author_id, order_by=Book.id, session=request_session
+author: BatchLoader[int, Author | None] = batch_loader(rows_by(Author.id, session=request_session))
+books_of: BatchLoader[int, list[Book]] = batch_loader(
+    rows_grouped_by(Book.author_id, order_by=Book.id, session=request_session)
 )
-author = batch_loader(fetch_authors)
-books_of = batch_loader(fetch_books)
 
 
 async def handle_request(session: AsyncSession) -> None:
     async with LoaderScope() as scope:
         scope.set(request_session, session)  # or request_session.set(session), before
         # Two batches that leave together, and use the session one after the other.
-        found, books = author.load(1), books_of.load(1)
+        found, books = author.load_required(1), books_of.load(1)
         print((await found).name, len(await books))
 
         session.add(Book(title="Letters", author=await found))

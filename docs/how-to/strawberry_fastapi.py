@@ -1,18 +1,26 @@
+from collections import defaultdict
 from collections.abc import AsyncGenerator
+from contextvars import ContextVar
 
 import strawberry
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.requests import HTTPConnection
 from strawberry.fastapi import GraphQLRouter
 
 from anyloader import LoaderScope, batch_loader
 from anyloader.integrations.strawberry import LoaderScopeExtension
 
-numbers = {1: 0}
+tenant: ContextVar[str] = ContextVar("tenant")
+numbers: defaultdict[str, dict[int, int]] = defaultdict(lambda: {1: 0})
+
+
+async def know_tenant(connection: HTTPConnection) -> None:  # of a request, or of a WebSocket
+    tenant.set(connection.headers.get("x-tenant", "nobody"))
 
 
 @batch_loader
 async def fetch_numbers(ids: list[int]) -> list[int]:
-    return [numbers[id] for id in ids]
+    return [numbers[tenant.get()][id] for id in ids]
 
 
 @strawberry.type
@@ -38,10 +46,11 @@ class Subscription:
         async with LoaderScope():  # the generator's own loads; it is left before the event
             before = await fetch_numbers.load(id)
         for number in range(before, before + 3):
-            numbers[id] = number + 1
+            numbers[tenant.get()][id] = number + 1
             yield Counter(id=id)
 
 
 schema = strawberry.Schema(Query, subscription=Subscription, extensions=[LoaderScopeExtension])
 app = FastAPI()
-app.include_router(GraphQLRouter(schema), prefix="/graphql")
+router = GraphQLRouter(schema, dependencies=[Depends(know_tenant)])
+app.include_router(router, prefix="/graphql")

@@ -1,35 +1,94 @@
+import os
+from operator import attrgetter
+from typing import Any
+
+import django
 from asgiref.sync import async_to_sync, sync_to_async
 from django.conf import settings
 from django.core.asgi import get_asgi_application
-from django.http import HttpRequest, JsonResponse
+from django.db import connection, models
+from django.http import Http404, HttpRequest, JsonResponse
 from django.urls import path
 
-from anyloader import LoaderScope, batch_loader
+from anyloader import KeyNotFoundError, LoaderScope, batch_loader, gather
 from anyloader.integrations.asgi import LoaderScopeMiddleware
 from anyloader.integrations.django import DjangoScope
 
+settings.configure(
+    DATABASES={
+        "default": {
+            "ENGINE": "django.db.backends.sqlite3",
+            "NAME": os.environ.get("DATABASE", "books.sqlite3"),
+        }
+    },
+    ROOT_URLCONF=__name__,
+    ALLOWED_HOSTS=["*"],
+)
+django.setup()
 
-@batch_loader
+
+class Author(models.Model):
+    name = models.CharField(max_length=50)
+
+    class Meta:
+        app_label = "books"
+
+
+class Book(models.Model):
+    title = models.CharField(max_length=50)
+    author = models.ForeignKey(Author, models.CASCADE)
+
+    class Meta:
+        app_label = "books"
+
+
+# A query for many keys, by the async methods of the ORM. This one gives a mapping already.
+load_author = batch_loader(Author.objects.ain_bulk)
+
+
+# Or by the blocking ones: sync_to_async runs them in Django's thread.
+@batch_loader(group_by=attrgetter("author_id"))
 @sync_to_async
-def fetch_names(ids: list[int]) -> list[str]:
-    print("batch", ids, flush=True)  # in Django's thread: the ORM can be used
-    return [f"user {id}" for id in ids]
+def books_of(author_ids: list[int]) -> list[Book]:
+    print("books of", author_ids, flush=True)
+    return list(Book.objects.filter(author__in=author_ids).order_by("title"))
 
 
-async def show(request: HttpRequest) -> JsonResponse:
-    return JsonResponse(await fetch_names.load_many([1, 2, 1]), safe=False)
+async def describe(id: int) -> dict[str, Any]:
+    author, books = load_author.load_required(id), books_of.load(id)
+    return {"name": (await author).name, "books": [book.title for book in await books]}
+
+
+async def show_all(request: HttpRequest) -> JsonResponse:
+    ids = [id async for id in Author.objects.order_by("id").values_list("id", flat=True)]
+    return JsonResponse(await gather(*map(describe, ids)), safe=False)
+
+
+async def show(request: HttpRequest, id: int) -> JsonResponse:
+    try:
+        return JsonResponse(await describe(id))
+    except KeyNotFoundError:
+        raise Http404 from None
 
 
 @async_to_sync
-async def load_names(ids: list[int]) -> list[str]:
+async def describe_sync(ids: list[int]) -> Any:
     async with LoaderScope():
-        return await fetch_names.load_many(ids)
+        return await gather(*map(describe, ids))
 
 
 def show_sync(request: HttpRequest) -> JsonResponse:
-    return JsonResponse(load_names([1, 2, 1]), safe=False)
+    ids = list(Author.objects.order_by("id").values_list("id", flat=True))
+    return JsonResponse(describe_sync(ids), safe=False)
 
 
-urlpatterns = (path("", show), path("sync", show_sync))
-settings.configure(ROOT_URLCONF=urlpatterns, ALLOWED_HOSTS=["*"])
+urlpatterns = [path("", show_all), path("<int:id>", show), path("sync", show_sync)]
 app = LoaderScopeMiddleware(get_asgi_application(), make_scope=DjangoScope)
+
+if __name__ == "__main__":  # makes the database, as migrations do in a project
+    with connection.schema_editor() as editor:
+        editor.create_model(Author)
+        editor.create_model(Book)
+    ada, grace = Author.objects.create(name="Ada"), Author.objects.create(name="Grace")
+    for title, author in ("Notes", ada), ("Compilers", grace), ("Letters", ada):
+        Book.objects.create(title=title, author=author)

@@ -7,15 +7,23 @@ import gc
 import json
 import os
 from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from contextvars import ContextVar
+from itertools import count, islice
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 from weakref import WeakSet
 
 import anyio
+import graphql
 
 from anyloader import LoaderScope, batch_loader
 from anyloader.integrations.asgi import LoaderScopeMiddleware, safe_methods
+from anyloader.integrations.graphql import AnyioExecutor
+
+PAUSE = 0.1  # seconds between the events of a subscription without an end
 
 
 class RequestData:
@@ -134,15 +142,61 @@ async def answer(kind: str, number: int, receive: Any) -> tuple[int, str]:
     raise ValueError(kind)
 
 
+# Subscriptions: each event changes a row, which two of its fields load.
+
+
+class Executor(AnyioExecutor):
+    make_scope = LoaderScope
+
+
+async def row_of_event(event: Any, info: Any) -> str:
+    return await row_value.load("event")
+
+
+async def changes(root: Any, info: Any, number: int) -> AsyncGenerator[dict[str, Any], None]:
+    """Changes the row so many times, or for ever if that is 0."""
+    for _ in islice(count(), number or None):
+        await anyio.sleep(0 if number else PAUSE)
+        request_data.get().row += 1
+        yield {"change": {}}
+
+
+schema = graphql.build_schema(
+    """
+    type Query { row: String }
+    type Subscription { change(number: Int!): Change }
+    type Change { row: String again: String }
+    """
+)
+schema.subscription_type.fields["change"].subscribe = changes  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess]
+for field in schema.type_map["Change"].fields.values():  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    field.resolve = row_of_event
+
+
+async def texts(kind: str, number: int) -> AsyncGenerator[str, None]:
+    """Give the lines of a streamed response."""
+    if kind == "stream":
+        for key in range(number):
+            yield await nested.load_required(key)
+        return
+    document = graphql.parse(f"subscription {{change(number: {number}) {{row again}}}}")
+    events: Any = graphql.subscribe(schema, document, executor_class=Executor)
+    async with aclosing(events):
+        async for event in events:
+            assert event.errors is None
+            yield " ".join(event.data["change"].values())
+
+
 async def service(scope: Any, receive: Any, send: Any) -> None:
     _, kind, number = scope["path"].split("/")
-    if kind != "stream":
+    if kind not in ("stream", "events"):
         await respond(send, *await answer(kind, int(number), receive))
         return
     await send({"type": "http.response.start", "status": 200, "headers": []})
-    for key in range(int(number)):
-        text = await nested.load(key)
-        await send({"type": "http.response.body", "body": f"{text}\n".encode(), "more_body": True})
+    async with aclosing(texts(kind, int(number))) as lines:
+        async for text in lines:
+            body = f"{text}\n".encode()
+            await send({"type": "http.response.body", "body": body, "more_body": True})
     await send({"type": "http.response.body", "body": b""})
 
 
@@ -187,17 +241,30 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 def leftovers() -> dict[str, Any]:
     gc.collect()
     everything = gc.get_objects()
-    modules = ((type(thing).__module__, type(thing).__name__) for thing in everything)
-    kinds = Counter(name for module, name in modules if str(module).startswith("anyloader"))
+    kinds = Counter(f"{type(thing).__module__}.{type(thing).__name__}" for thing in everything)
     return {
         "requests": len(alive),
-        "objects of the library": dict(kinds),
+        "objects of the library": {
+            kind: count for kind, count in kinds.items() if kind.startswith("anyloader.")
+        },
         "tasks": tasks(),
         "files": len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0,
         "objects": len(everything),
+        "kinds": dict(kinds),
+        "memory": memory(),
         "batches": dict(batches),
         "orders": dict(orders),
     }
+
+
+def memory() -> int:
+    """In kilobytes, where the system tells."""
+    status = Path("/proc/self/statm")
+    return (
+        int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
+        if status.exists()
+        else 0
+    )
 
 
 def tasks() -> int:

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,10 +53,13 @@ class Server(NamedTuple):
 
 
 @contextmanager
-def serve(name: str, app: str, *, folder: Path = APPS) -> Iterator[Server]:
+def serve(
+    name: str, app: str, *, folder: Path = APPS, options: Sequence[str] = ()
+) -> Iterator[Server]:
     """Run ``app``, such as ``"module:application"`` in ``folder``, until the block is left.
 
     :param name: one of ``SERVERS``
+    :param options: more for its command line
     :raises RuntimeError: if the server does not start; the message has its log
     """
     log: list[str] = []
@@ -73,7 +76,7 @@ def serve(name: str, app: str, *, folder: Path = APPS) -> Iterator[Server]:
         started.set()
 
     process = subprocess.Popen(
-        [sys.executable, "-m", *_COMMANDS[name], app],
+        [sys.executable, "-m", *_COMMANDS[name], *options, app],
         cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

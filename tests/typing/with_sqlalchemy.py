@@ -100,6 +100,16 @@ async def the_type_of_the_rows_is_kept(scope: LoaderScope) -> None:
     assert_type(await scope.get(fetch_books).load(1), list[Book])
 
 
+async def so_it_is_by_the_annotation_of_the_loader() -> None:
+    author: BatchLoader[int, Author | None] = batch_loader(rows_by(Author.id, session=make))
+    assert_type(await author.load(1), Author | None)
+    assert_type(await author.load_required(1), Author)
+    books_of: BatchLoader[int, list[Book]] = batch_loader(
+        rows_grouped_by(Book.author_id, order_by=Book.id, session=make)
+    )
+    assert_type(await books_of.bind(first=3).load(1), list[Book])
+
+
 async def relationships_say_what_they_lead_to() -> None:
     assert_type(related(Author.books, session=make), RowsGroupedBy[Any, Book])
     assert_type(related(Author.friends, session=make), RowsGroupedBy[Any, Author])
