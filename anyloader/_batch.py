@@ -377,10 +377,6 @@ class LoadHandle(_Driven[V_co]):
     def _pending_in(self) -> Batch | None:
         return self._batch
 
-    @property
-    def _is_pending(self) -> bool:
-        return self._batch is not None
-
     def _park(self, waiter: Callable[[], object]) -> Parked | None:
         """Call ``waiter`` when this settles; ``None`` if it has settled already."""
         batch: Any = self._batch
@@ -644,7 +640,7 @@ def batches_of(load: LoadHandle[Any] | LoadManyHandle[Any]) -> tuple[Batch, ...]
 
 
 def is_pending(load: LoadHandle[Any] | LoadManyHandle[Any]) -> bool:
-    return load._batch is not None if type(load) is LoadHandle else load._is_pending
+    return load._is_pending if isinstance(load, LoadManyHandle) else load._batch is not None
 
 
 def park(

@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Awaitable, Coroutine, Generator, Sequence
+from collections.abc import Awaitable, Coroutine, Generator, Iterable, Sequence
 from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from inspect import CORO_CREATED, getcoroutinelocals, getcoroutinestate
@@ -50,7 +50,7 @@ from anyio.lowlevel import checkpoint
 from graphql import GraphQLError
 
 from .._backend import TrioBackend, running_backend
-from .._batch import LoadHandle, LoadManyHandle, Parked
+from .._batch import LoadHandle, LoadManyHandle, Parked, batches_of, is_pending, park
 from ..schedules import DEFAULT_MAX_ROUNDS, duration
 
 if TYPE_CHECKING:
@@ -71,16 +71,10 @@ __all__ = (
 
 _Load: TypeAlias = "LoadHandle[Any] | LoadManyHandle[Any]"
 
-# What we ask of loads and batches beyond what is public; nothing else here uses private names of them
-
-
-def _is_pending(load: _Load) -> bool:
-    return load._is_pending
-
 
 def _park(load: _Load, unit: _Unit) -> None:
     """Let ``unit`` hear when a load settles; may raise what awaiting it may raise."""
-    unit.parked = load._park(partial(unit.set_result, None))
+    unit.parked = park(load, partial(unit.set_result, None))
     if (
         unit.parked is None
     ):  # pragma: no cover - its foreign group has ended, so it has failed by this
@@ -90,17 +84,6 @@ def _park(load: _Load, unit: _Unit) -> None:
 def _unpark(unit: _Unit) -> None:
     if unit.parked is not None:  # pragma: no branch - see above
         unit.parked.leave()
-
-
-def _pending_batches(load: _Load) -> list[Batch]:
-    if isinstance(load, LoadManyHandle):
-        return list(load._batches)
-    return [] if load._batch is None else [load._batch]
-
-
-def _waiters(batch: Batch) -> int:
-    """Return how many tasks wait for loads of a batch."""
-    return batch.awaiting
 
 
 # Units
@@ -146,7 +129,7 @@ class _Unit:
         self.depth = 0
         self.cancelled = False
         #: Batches that its operation has noted it to wait for.
-        self.batches: list[Batch] | None = None
+        self.batches: tuple[Batch, ...] | None = None
 
     def step(self) -> None:
         """Make one step, as one of all that are ready."""
@@ -379,7 +362,7 @@ def awaited(awaitable: Awaitable[Any]) -> Awaitable[Any]:
         return awaitable
     unit.depth += 1
     if type(awaitable) is LoadHandle or type(awaitable) is LoadManyHandle:
-        if not _is_pending(awaitable):
+        if not is_pending(awaitable):
             return awaitable
         unit.park(awaitable)
         return _settled(awaitable)
@@ -804,9 +787,9 @@ class _Operation:
         """Whether it can only go on by a load that has not come yet."""
         return self.others <= 0 and not any(batch.is_done for batch in self.batches)
 
-    def note(self, load: _Load) -> list[Batch]:
+    def note(self, load: _Load) -> tuple[Batch, ...]:
         """A unit waits for a load: for the batches returned."""
-        batches = _pending_batches(load)
+        batches = batches_of(load)
         for batch in batches:
             waiting = self.batches.get(batch, 0)
             self.batches[batch] = waiting + 1
@@ -814,7 +797,7 @@ class _Operation:
                 batch.schedule.hold(batch).operations.add(self)
         return batches
 
-    def forget(self, batches: list[Batch]) -> None:
+    def forget(self, batches: Iterable[Batch]) -> None:
         """A unit waits for these batches no more."""
         for batch in batches:
             self.batches[batch] -= 1
@@ -845,7 +828,7 @@ class _Operation:
 _AWAITS = {LoadHandle.__await__.__code__, LoadManyHandle.__await__.__code__}
 
 
-def _awaited_batches(operation: _Operation, steps: Any) -> list[Batch] | None:
+def _awaited_batches(operation: _Operation, steps: Any) -> tuple[Batch, ...] | None:
     """
     Say what a task of a unit waits for: the batches of a load, which are noted, or none of its own, if it runs a
     scheduler that sleeps; ``None`` if it is something else.
@@ -854,7 +837,7 @@ def _awaited_batches(operation: _Operation, steps: Any) -> list[Batch] | None:
         kind = type(steps)
         if kind is CoroutineType:
             if steps.cr_code is _RESTS:
-                return []
+                return ()
             steps = steps.cr_await
         elif kind is GeneratorType:
             if steps.gi_code in _AWAITS:
@@ -932,7 +915,7 @@ class _AllWaiting:
             if added != examined:
                 examined = added
                 units = sum(operation.batches[batch] for operation in hold.operations)
-                if not units or _waiters(batch) > units:
+                if not units or batch.awaiting > units:
                     # Who else waits may be a task of a resolver, which waits for that task.
                     return
             now = anyio.current_time()
