@@ -16,13 +16,12 @@ from ._errors import LoaderNotOpenError
 from ._options import RULES, Options, unknown_options
 from ._portal import Portal
 from ._results import article
-from ._sources import check_arguments, make_loader, source_key
+from ._sources import check_arguments, make_loader, refuse_positional, source_key
 from ._statistics import LoaderStatistics
 from .hooks import Hook
 
 if TYPE_CHECKING:
     import sys
-    from typing import ParamSpec
 
     from ._limits import LimiterOption
     from ._options import (
@@ -42,8 +41,19 @@ if TYPE_CHECKING:
     else:
         from typing_extensions import Self
 
+    if sys.version_info >= (3, 13):
+        from typing import ParamSpec
+    else:
+        from typing_extensions import ParamSpec
+
     P = ParamSpec("P")
     S = TypeVar("S")
+    # What a function takes besides its keys; anything, where a BatchLoader does not say.
+    A = ParamSpec("A", default=...)
+else:
+    from typing import ParamSpec
+
+    A = ParamSpec("A")
 
 __all__ = ("BatchLoader", "LoaderScope", "batch_loader", "current_scope")
 
@@ -200,16 +210,24 @@ class LoaderScope:
             )
 
     @overload
-    def get(self, source: BatchLoader[K, V], **arguments: Any) -> DataLoader[K, V]: ...
+    def get(
+        self, source: BatchLoader[K, V, P], /, *args: P.args, **arguments: P.kwargs
+    ) -> DataLoader[K, V]: ...
     @overload
-    def get(self, source: type[L], **arguments: Any) -> L: ...
+    def get(self, source: type[L], /, **arguments: Any) -> L: ...
     @overload
-    def get(self, source: BindMappingFn[K, P, V], **arguments: Any) -> DataLoader[K, V | None]: ...
+    def get(
+        self, source: BindMappingFn[K, P, V], /, *args: P.args, **arguments: P.kwargs
+    ) -> DataLoader[K, V | None]: ...
     @overload
-    def get(self, source: BindIterableFn[K, P, V], **arguments: Any) -> DataLoader[K, V]: ...
+    def get(
+        self, source: BindIterableFn[K, P, V], /, *args: P.args, **arguments: P.kwargs
+    ) -> DataLoader[K, V]: ...
     @overload
-    def get(self, source: BindStreamFn[K, P, V], **arguments: Any) -> DataLoader[K, V | None]: ...
-    def get(self, source: Any, **arguments: Any) -> Any:
+    def get(
+        self, source: BindStreamFn[K, P, V], /, *args: P.args, **arguments: P.kwargs
+    ) -> DataLoader[K, V | None]: ...
+    def get(self, source: Any, /, *args: Any, **arguments: Any) -> Any:
         """
         Return the scope's one loader of a class, a batch function or a ``@batch_loader`` function.
 
@@ -220,12 +238,14 @@ class LoaderScope:
         :param arguments: one loader is made for each set of them. A function gets them as keywords,
             after its keys; a class as arguments of its constructor or, if it has none of its own, of
             its batch function
+        :param args: for type checkers; arguments are given by name
         :raises TypeError: if ``source`` is nothing of the kind, or does not take these arguments, or
             one of them cannot be hashed
         :raises LoaderNotOpenError: if the scope was not entered
         :raises LoaderClosedError: if the scope has ended
         :raises RuntimeError: if called from another thread or event loop
         """
+        refuse_positional("scope.get()", args)
         dispatcher = self._entered()
         dispatcher.admit_to("this LoaderScope")
         if isinstance(source, BatchLoader):
@@ -374,7 +394,7 @@ def current_scope() -> LoaderScope:
     return scope
 
 
-class BatchLoader(Generic[K, V]):
+class BatchLoader(Generic[K, V, A]):
     """
     A batch function with its options; :func:`batch_loader` makes it.
 
@@ -422,11 +442,11 @@ class BatchLoader(Generic[K, V]):
     def _is_shared(self) -> bool:
         return bool(cast("dict[str, Any]", self._options).get("shared"))
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, keys: list[K], /, *args: A.args, **kwargs: A.kwargs) -> Any:
         """Call the batch function itself."""
-        return self._function(*args, **{**self._arguments, **kwargs})
+        return self._function(keys, *args, **{**self._arguments, **kwargs})
 
-    def __get__(self, instance: Any, owner: type | None = None) -> BatchLoader[K, V]:
+    def __get__(self, instance: Any, owner: type | None = None) -> BatchLoader[K, V, A]:
         if instance is None or isinstance(self._function, (MethodType, staticmethod)):
             return self
         function: Any = self._function
@@ -434,7 +454,14 @@ class BatchLoader(Generic[K, V]):
         # Made anew at each look, but equal for one object, as its methods are.
         return BatchLoader(bound, self._options, self._arguments, (self._family, bound))
 
-    def bind(self, **arguments: Any) -> BatchLoader[K, V]:
+    if not TYPE_CHECKING:
+
+        def __class_getitem__(cls, types: Any) -> Any:  # without A, which has no default here
+            return super().__class_getitem__(
+                (*types, ...) if isinstance(types, tuple) and len(types) == 2 else types
+            )
+
+    def bind(self, *args: A.args, **arguments: A.kwargs) -> BatchLoader[K, V]:
         """
         Return this function with some arguments, which it gets as keywords after its keys::
 
@@ -443,15 +470,17 @@ class BatchLoader(Generic[K, V]):
         A scope has one loader for each set of arguments. ``clear`` and the like of the function itself
         reach those of all arguments.
 
-        :param arguments: hashable, and such as the function takes
+        :param arguments: hashable, and such as the function takes; type checkers know them
+        :param args: for type checkers; arguments are given by name
         :raises TypeError: if the function does not take them, or one of them cannot be hashed
         """
-        arguments = {**self._arguments, **arguments}
-        check_arguments(self._function, arguments)
-        return BatchLoader(self._function, self._options, arguments, self._family)
+        refuse_positional("bind()", args)
+        bound = {**self._arguments, **arguments}
+        check_arguments(self._function, bound)
+        return BatchLoader(self._function, self._options, bound, self._family)
 
     def _loader(self) -> DataLoader[K, V]:
-        return self._scope().get(self)
+        return self._scope().get(cast("BatchLoader[K, V]", self))
 
     def _scope(self) -> LoaderScope:
         scope = None if self._is_shared else current_scope()
@@ -549,62 +578,62 @@ class _Decorator(Protocol):
     """What decorates where an absent key gives ``None``: functions, then methods."""
 
     @overload
-    def __call__(self, function: BindMappingFn[K, P, V], /) -> BatchLoader[K, V | None]: ...
+    def __call__(self, function: BindMappingFn[K, P, V], /) -> BatchLoader[K, V | None, P]: ...
     @overload
-    def __call__(self, function: BindIterableFn[K, P, V], /) -> BatchLoader[K, V]: ...
+    def __call__(self, function: BindIterableFn[K, P, V], /) -> BatchLoader[K, V, P]: ...
     @overload
-    def __call__(self, function: BindStreamFn[K, P, V], /) -> BatchLoader[K, V | None]: ...
+    def __call__(self, function: BindStreamFn[K, P, V], /) -> BatchLoader[K, V | None, P]: ...
     @overload
-    def __call__(self, function: MappingMethod[S, K, P, V], /) -> BatchLoader[K, V | None]: ...
+    def __call__(self, function: MappingMethod[S, K, P, V], /) -> BatchLoader[K, V | None, P]: ...
     @overload
-    def __call__(self, function: IterableMethod[S, K, P, V], /) -> BatchLoader[K, V]: ...
+    def __call__(self, function: IterableMethod[S, K, P, V], /) -> BatchLoader[K, V, P]: ...
     @overload
-    def __call__(self, function: StreamMethod[S, K, P, V], /) -> BatchLoader[K, V | None]: ...
+    def __call__(self, function: StreamMethod[S, K, P, V], /) -> BatchLoader[K, V | None, P]: ...
 
 
 class _WithMissing(Protocol):
     """What decorates where ``on_missing`` says what an absent key gives."""
 
     @overload
-    def __call__(self, function: BindMappingFn[K, P, V], /) -> BatchLoader[K, V]: ...
+    def __call__(self, function: BindMappingFn[K, P, V], /) -> BatchLoader[K, V, P]: ...
     @overload
-    def __call__(self, function: BindIterableFn[K, P, V], /) -> BatchLoader[K, V]: ...
+    def __call__(self, function: BindIterableFn[K, P, V], /) -> BatchLoader[K, V, P]: ...
     @overload
-    def __call__(self, function: BindStreamFn[K, P, V], /) -> BatchLoader[K, V]: ...
+    def __call__(self, function: BindStreamFn[K, P, V], /) -> BatchLoader[K, V, P]: ...
     @overload
-    def __call__(self, function: MappingMethod[S, K, P, V], /) -> BatchLoader[K, V]: ...
+    def __call__(self, function: MappingMethod[S, K, P, V], /) -> BatchLoader[K, V, P]: ...
     @overload
-    def __call__(self, function: IterableMethod[S, K, P, V], /) -> BatchLoader[K, V]: ...
+    def __call__(self, function: IterableMethod[S, K, P, V], /) -> BatchLoader[K, V, P]: ...
     @overload
-    def __call__(self, function: StreamMethod[S, K, P, V], /) -> BatchLoader[K, V]: ...
+    def __call__(self, function: StreamMethod[S, K, P, V], /) -> BatchLoader[K, V, P]: ...
 
 
 class _Indexing(Protocol):
     @overload
-    def __call__(self, function: BindIterableFn[K, P, V], /) -> BatchLoader[K, V | None]: ...
+    def __call__(self, function: BindIterableFn[K, P, V], /) -> BatchLoader[K, V | None, P]: ...
     @overload
-    def __call__(self, function: IterableMethod[S, K, P, V], /) -> BatchLoader[K, V | None]: ...
+    def __call__(self, function: IterableMethod[S, K, P, V], /) -> BatchLoader[K, V | None, P]: ...
 
 
 class _Grouping(Protocol):
     @overload
-    def __call__(self, function: BindIterableFn[K, P, V], /) -> BatchLoader[K, list[V]]: ...
+    def __call__(self, function: BindIterableFn[K, P, V], /) -> BatchLoader[K, list[V], P]: ...
     @overload
-    def __call__(self, function: IterableMethod[S, K, P, V], /) -> BatchLoader[K, list[V]]: ...
+    def __call__(self, function: IterableMethod[S, K, P, V], /) -> BatchLoader[K, list[V], P]: ...
 
 
 @overload
-def batch_loader(function: BindMappingFn[K, P, V], /) -> BatchLoader[K, V | None]: ...
+def batch_loader(function: BindMappingFn[K, P, V], /) -> BatchLoader[K, V | None, P]: ...
 @overload
-def batch_loader(function: BindIterableFn[K, P, V], /) -> BatchLoader[K, V]: ...
+def batch_loader(function: BindIterableFn[K, P, V], /) -> BatchLoader[K, V, P]: ...
 @overload
-def batch_loader(function: BindStreamFn[K, P, V], /) -> BatchLoader[K, V | None]: ...
+def batch_loader(function: BindStreamFn[K, P, V], /) -> BatchLoader[K, V | None, P]: ...
 @overload
-def batch_loader(function: MappingMethod[S, K, P, V], /) -> BatchLoader[K, V | None]: ...
+def batch_loader(function: MappingMethod[S, K, P, V], /) -> BatchLoader[K, V | None, P]: ...
 @overload
-def batch_loader(function: IterableMethod[S, K, P, V], /) -> BatchLoader[K, V]: ...
+def batch_loader(function: IterableMethod[S, K, P, V], /) -> BatchLoader[K, V, P]: ...
 @overload
-def batch_loader(function: StreamMethod[S, K, P, V], /) -> BatchLoader[K, V | None]: ...
+def batch_loader(function: StreamMethod[S, K, P, V], /) -> BatchLoader[K, V | None, P]: ...
 @overload
 def batch_loader(
     *, group_by: Callable[[Any], Any], shared: bool = ..., **options: Unpack[LoaderOptions]

@@ -9,7 +9,7 @@ from typing import Any, cast, get_origin
 from ._dataloader import DataLoader
 from ._results import article
 
-__all__ = ("check_arguments", "make_loader", "source_key")
+__all__ = ("check_arguments", "make_loader", "refuse_positional", "source_key")
 
 SOURCES = "a DataLoader class, a batch function or a @batch_loader function"
 
@@ -44,6 +44,12 @@ def _check_hashable(source: Any, arguments: Mapping[str, Any]) -> None:
                 f"{name} of {getattr(source, '__qualname__', source)} cannot tell its loader from "
                 f"others: {exc}; give it a hashable value, such as a tuple"
             ) from None
+
+
+def refuse_positional(who: str, args: tuple[Any, ...]) -> None:
+    """:raises TypeError: if there are any; a signature that knows the types of others cannot say so"""
+    if args:
+        raise TypeError(f"{who} takes arguments by name, such as first=3, and not by position")
 
 
 def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from anyloader import DataLoader, LoaderScope, batch_loader
+from anyloader import BatchLoader, DataLoader, LoaderScope, batch_loader
 from support import Recorder
 
 pytestmark = pytest.mark.anyio
@@ -129,8 +129,33 @@ def test_an_argument_that_is_missing() -> None:
     async def fetch(keys: list[int], *, session: str, first: int = 1) -> list[int]:
         return keys
 
+    untyped: Any = fetch
     with pytest.raises(TypeError, match="session"):
-        fetch.bind(first=3)
+        untyped.bind(first=3)
+
+
+async def test_arguments_are_given_by_name() -> None:
+    fetch_books, _ = books()
+    async with LoaderScope() as scope:
+        for call in (
+            lambda: fetch_books.bind(3),
+            lambda: scope.get(fetch_books, 3),
+        ):
+            with pytest.raises(TypeError, match="by name, such as first=3"):
+                call()
+
+
+async def test_an_argument_may_be_called_source() -> None:
+    async def fetch(keys: list[int], *, source: str = "") -> list[str]:
+        return [f"{source} {key}" for key in keys]
+
+    async with LoaderScope() as scope:
+        assert await scope.get(fetch, source="db").load(1) == "db 1"
+
+
+def test_its_type_may_say_what_it_takes_or_not() -> None:
+    assert get_args(BatchLoader[int, str])[:2] == (int, str)
+    assert get_args(BatchLoader[int, str, [int]])[:2] == (int, str)
 
 
 def test_an_argument_that_cannot_be_hashed() -> None:
