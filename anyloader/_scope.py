@@ -16,7 +16,13 @@ from ._errors import LoaderNotOpenError
 from ._options import RULES, Options, unknown_options
 from ._portal import Portal
 from ._results import article
-from ._sources import check_arguments, make_loader, refuse_positional, source_key
+from ._sources import (
+    check_arguments,
+    make_loader,
+    refuse_positional,
+    say_arguments,
+    source_key,
+)
 from ._statistics import LoaderStatistics
 from .hooks import Hook
 
@@ -426,14 +432,10 @@ class BatchLoader(Generic[K, V, A]):
         """Return a new loader, which is not open yet."""
         function = self._function
         make = cast("Callable[..., DataLoader[K, V]]", DataLoader)
-        if self._arguments:
-            given = ", ".join(f"{name}={value!r}" for name, value in self._arguments.items())
-            name = self._options.get("name") or getattr(function, "__qualname__", "")
-            return make(
-                partial(function, **self._arguments),
-                **{**self._loader_options(), "name": f"{name}({given})"},
-            )
-        return make(function, **self._loader_options())
+        if not self._arguments:
+            return make(function, **self._loader_options())
+        loader = make(partial(function, **self._arguments), **self._loader_options())
+        return say_arguments(loader, self._arguments)
 
     def _loader_options(self) -> Any:
         return {name: value for name, value in self._options.items() if name != "shared"}

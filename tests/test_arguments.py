@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 
-from anyloader import BatchLoader, DataLoader, LoaderScope, batch_loader
+from anyloader import BatchLoader, BatchResultError, DataLoader, LoaderScope, batch_loader
 from support import Recorder
 
 pytestmark = pytest.mark.anyio
@@ -319,3 +319,55 @@ def test_a_batch_loader_looked_at_on_its_class_is_itself() -> None:
 
     assert Repository.users is vars(Repository)["users"]
     assert repr(Repository().users).startswith("<BatchLoader of <bound method")
+
+
+# --- names ---
+
+
+async def test_names_say_the_arguments_and_hold_no_values() -> None:
+    """Names stand in errors, which reach clients, and in metrics, which have a series for each."""
+
+    async def fetch(keys: list[int], *, token: str = "", first: int = 1) -> list[int]:
+        return []
+
+    class Own(DataLoader[int, int]):
+        def __init__(self, token: str) -> None:
+            super().__init__(name="own")
+
+        async def batch_load_fn(self, keys: list[int]) -> list[int]:
+            return []
+
+    class Plain(DataLoader[int, int]):
+        async def batch_load_fn(self, keys: list[int], *, token: str = "") -> list[int]:
+            return []
+
+    told: list[Any] = []
+    of_token: Any = partial(fetch, token="s3cret")
+    async with LoaderScope(hooks=[told.append]) as scope:
+        loaders = {
+            "users(first, token)": scope.get(
+                batch_loader(name="users")(fetch).bind(token="s3cret", first=3)
+            ),
+            "fetch(token)": scope.get(fetch, token="s3cret"),
+            "own(token)": scope.get(Own, token="s3cret"),
+            "Plain(token)": scope.get(Plain, token="s3cret"),
+        }
+        assert scope.get(of_token) is loaders["fetch(token)"]
+        for name, loader in loaders.items():
+            assert loader.name.rpartition(".")[2] == name
+            assert "'s3cret'" in repr(loader)
+            with pytest.raises(BatchResultError) as caught:
+                await loader.load(1)
+            assert name in str(caught.value)
+            assert "s3cret" not in str(caught.value)
+        assert {event.loader.rpartition(".")[2] for event in told} == set(loaders)
+        assert "fetch:" in repr(scope.get(fetch))
+
+
+async def test_the_name_of_a_partial_says_its_keywords() -> None:
+    async def fetch(keys: list[int], *, table: str) -> list[int]:
+        return keys
+
+    source: Any = partial(fetch, table="users")
+    async with LoaderScope() as scope:
+        assert scope.get(source).name.endswith("fetch(table)")
