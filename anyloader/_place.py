@@ -145,7 +145,7 @@ class Place:
         given = f" {excerpt(dict(self.arguments))}" if self.arguments else ""
         return (
             f"<{kind} {self.name}{given}: {state}, {counted(now.queued, 'key')} queued, "
-            f"{now.running} batches running, {now.cached} cached>"
+            f"{counted(now.running, 'batch', 'batches')} running, {now.cached} cached>"
         )
 
     def check_place(self) -> None:

@@ -9,13 +9,14 @@ from functools import partial, update_wrapper
 from types import CodeType, MethodType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, overload
 
+from ._backend import running_backend
 from ._batch import LoadHandle, LoadManyHandle
 from ._dataloader import DataLoader
 from ._dispatcher import Dispatcher, ambient
 from ._errors import LoaderNotOpenError
 from ._options import RULES, Options, unknown_options
 from ._portal import Portal
-from ._results import article
+from ._results import article, counted
 from ._sources import (
     check_arguments,
     make_loader,
@@ -68,6 +69,12 @@ V = TypeVar("V")
 V2 = TypeVar("V2")
 T = TypeVar("T")
 L = TypeVar("L", bound=DataLoader[Any, Any])
+
+_IN_THREAD = (
+    ". A thread that was started without the context of its caller, as executors do, knows no scope: take "
+    "the loader from it before, by scope.get(), and call anyio.from_thread.run(loader.load, key, "
+    "token=token) there, with token = anyio.lowlevel.current_token() taken in the event loop"
+)
 
 # A program has a few loaders of one function in a scope (with other options, in a test). So many of
 # the same code are made at each call, and none of them ever has more than one key.
@@ -377,7 +384,7 @@ class LoaderScope:
     def __repr__(self) -> str:
         state = "not entered" if self._dispatcher is None else self._dispatcher.state
         n = 0 if self._dispatcher is None else len(self._dispatcher.loaders())
-        return f"<LoaderScope: {state}, {n} loaders>"
+        return f"<LoaderScope: {state}, {counted(n, 'loader')}>"
 
 
 def current_scope() -> LoaderScope:
@@ -391,7 +398,7 @@ def current_scope() -> LoaderScope:
         raise LoaderNotOpenError(
             "there is no LoaderScope here; use `async with LoaderScope()`. In a web application "
             "LoaderScopeMiddleware opens one for each request, and over a WebSocket each message opens "
-            "its own"
+            f"its own{_IN_THREAD if running_backend() is None else ''}"
         )
     scope: LoaderScope | None = dispatcher.front
     if scope is None:  # it has ended, and this runs in a task that was left behind
