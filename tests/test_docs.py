@@ -65,6 +65,7 @@ OTHERS = ["explanation/failures", "explanation/on_trio"]
 PUBLIC: dict[str, set[str]] = {
     "anyloader": {"hooks", "schedules"},
     "anyloader.compat": set(),
+    "anyloader.compat_strawberry": set(),
     "anyloader.hooks": {"Hooks"},
     "anyloader.integrations.asgi": set(),
     "anyloader.integrations.django": set(),

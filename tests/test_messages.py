@@ -286,11 +286,15 @@ async def test_a_thread_without_the_context_of_its_caller_is_told_the_way() -> N
             fetch_users.load(KEY)
         got.append(anyio.from_thread.run(loader.load, 1, token=token))
 
+    def run() -> None:
+        thread = Thread(target=in_thread)
+        thread.start()
+        thread.join()
+
     got: list[int] = []
     async with LoaderScope() as scope:
         loader, token = scope.get(fetch_users), anyio.lowlevel.current_token()
-        thread = Thread(target=in_thread)
-        await anyio.to_thread.run_sync(lambda: (thread.start(), thread.join()))
+        await anyio.to_thread.run_sync(run)
     assert got == [1]
 
 
