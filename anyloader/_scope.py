@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar, Token
@@ -25,11 +26,9 @@ from ._sources import (
     source_key,
 )
 from ._statistics import LoaderStatistics
-from .hooks import Hook
+from .hooks import Hook, users_lines
 
 if TYPE_CHECKING:
-    import sys
-
     from ._limits import LimiterOption
     from ._options import (
         BindIterableFn,
@@ -140,8 +139,8 @@ class LoaderScope:
         self._loaders: dict[Any, DataLoader[Any, Any]] = {}
         #: Those of ``@batch_loader`` functions, by function and arguments.
         self._families: dict[Any, dict[Any, DataLoader[Any, Any]]] = {}
-        #: Loaders by the code of their functions, to see that one is made at each call.
-        self._codes: dict[CodeType, int] = {}
+        #: By the code of functions the functions made of it, to see that one is made at each call.
+        self._made_of: dict[CodeType, dict[Any, DataLoader[Any, Any]]] = {}
         self._reset: Token[Any] | None = None
         self._portal: Portal | None = None
 
@@ -171,6 +170,7 @@ class LoaderScope:
         finally:
             self._loaders.clear()
             self._families.clear()
+            self._made_of.clear()
             reset: Any = self._reset
             self._reset = None
             try:
@@ -281,32 +281,41 @@ class LoaderScope:
     ) -> DataLoader[Any, Any]:
         token = ambient.set(dispatcher)  # its constructor may prime, and shall find this scope
         try:
-            if isinstance(source, BatchLoader):
-                loader = source.make_loader()
-            else:
-                loader = make_loader(source, arguments)
-                self._count(source)
+            decorated = isinstance(source, BatchLoader)
+            loader = source.make_loader() if decorated else make_loader(source, arguments)
+            self._count(source._function if decorated else source, loader, decorated)
         finally:
             ambient.reset(token)
         if loader.__anyloader__.scope is None:
             loader.__anyloader__.attach(dispatcher)
         return loader
 
-    def _count(self, source: Any) -> None:
+    def _count(self, function: Any, loader: DataLoader[Any, Any], decorated: bool) -> None:
         """Warn where a scope is asked for a new function at each call."""
-        while isinstance(source, partial):
-            source = source.func
-        code = getattr(source, "__code__", None)
-        if code is not None:
-            self._codes[code] = self._codes.get(code, 0) + 1
-            if self._codes[code] == _MANY_OF_ONE_CODE + 1:
-                warnings.warn(
-                    f"{self._codes[code]} loaders of one scope were made of the function in line "
-                    f"{code.co_firstlineno} of {code.co_filename}, which is made anew for each call, so "
-                    "their loads do not batch; define it once and bind() its arguments",
-                    RuntimeWarning,
-                    stacklevel=4,
-                )
+        while isinstance(function, partial):
+            function = function.func
+        code = getattr(function, "__code__", None)
+        if code is None:
+            return
+        made = self._made_of.setdefault(code, {})
+        if function in made:  # with other arguments
+            return
+        made[function] = loader
+        if len(made) != _MANY_OF_ONE_CODE + 1:
+            return
+        # A function that decorates one for each table is no mistake, if these are used.
+        if decorated and any(other.statistics().loads > 1 for other in made.values()):
+            return
+        here = (code.co_filename, code.co_firstlineno, "")
+        path, line, _ = (*users_lines(sys._getframe(1), 1), here)[0]
+        warnings.warn_explicit(
+            f"{len(made)} loaders of one scope were made of the function in line "
+            f"{code.co_firstlineno} of {code.co_filename}, which is made anew for each call, so "
+            "their loads do not batch; define it once and bind() its arguments",
+            RuntimeWarning,
+            path,
+            line,
+        )
 
     def _entered(self) -> Dispatcher:
         if self._dispatcher is None:
@@ -463,12 +472,10 @@ class BatchLoader(Generic[K, V, A]):
         # Made anew at each look, but equal for one object, as its methods are.
         return BatchLoader(bound, self._options, self._arguments, (self._family, bound))
 
-    if not TYPE_CHECKING:
-
-        def __class_getitem__(cls, types: Any) -> Any:  # without A, which has no default here
-            return super().__class_getitem__(
-                (*types, ...) if isinstance(types, tuple) and len(types) == 2 else types
-            )
+    def __class_getitem__(cls, types: Any) -> Any:  # without A, where it has no default
+        if isinstance(types, tuple) and len(types) == 2:
+            types = (*types, ...)
+        return cast(Any, super()).__class_getitem__(types)
 
     def bind(self, *args: A.args, **arguments: A.kwargs) -> BatchLoader[K, V]:
         """

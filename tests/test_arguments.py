@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 from functools import partial
 from typing import Any, get_args
 
@@ -156,6 +157,8 @@ async def test_an_argument_may_be_called_source() -> None:
 def test_its_type_may_say_what_it_takes_or_not() -> None:
     assert get_args(BatchLoader[int, str])[:2] == (int, str)
     assert get_args(BatchLoader[int, str, [int]])[:2] == (int, str)
+    with pytest.raises(TypeError):
+        BatchLoader[int]  # type: ignore[misc]  # pyright: ignore[reportInvalidTypeArguments]
 
 
 def test_an_argument_that_cannot_be_hashed() -> None:
@@ -251,6 +254,63 @@ async def test_many_loaders_of_the_same_code_are_a_warning_that_names_the_line()
 
                 assert await scope.get(fetch).load(1) == 1
     assert len(caught) == 1
+
+
+async def make_inner(scope: LoaderScope, number: int) -> None:
+    async def fetch(keys: list[int]) -> list[int]:
+        return keys
+
+    await scope.get(fetch).load(1)
+
+
+async def make_decorated(scope: LoaderScope, number: int) -> None:
+    @batch_loader
+    async def fetch(keys: list[int]) -> list[int]:
+        return keys
+
+    await fetch.load(1)
+
+
+async def make_repository(scope: LoaderScope, number: int) -> None:
+    await Repo("new").users.load(1)
+
+
+@pytest.mark.parametrize("make", [make_inner, make_decorated, make_repository])
+async def test_the_warning_is_at_the_line_that_asks_for_them(make: Any) -> None:
+    async with LoaderScope() as scope:
+        with pytest.warns(RuntimeWarning, match="6 loaders of one scope") as caught:  # noqa: PT031
+            for number in range(30):
+                await make(scope, number)
+    (warning,) = caught
+    assert warning.filename == __file__
+    assert ".load(1)" in linecache.getline(__file__, warning.lineno)
+
+
+async def test_many_sets_of_arguments_are_no_new_functions() -> None:
+    async def fetch(keys: list[int], *, after: int = 0) -> list[int]:
+        return keys
+
+    decorated = batch_loader(fetch)
+    async with LoaderScope() as scope:
+        for after in range(30):
+            source: Any = partial(fetch, after=after + 100)
+            await scope.get(fetch, after=after).load(1)
+            await scope.get(source).load(1)
+            await decorated.bind(after=after).load(1)
+
+
+async def test_many_tables_decorated_by_one_function_are_no_new_functions() -> None:
+    def table() -> BatchLoader[int, int]:
+        @batch_loader
+        async def fetch(keys: list[int]) -> list[int]:
+            return keys
+
+        return fetch
+
+    tables = [table() for _ in range(30)]
+    async with LoaderScope():
+        for fetch in tables:
+            await fetch.load_many([1, 2])
 
 
 async def test_a_few_are_none() -> None:
