@@ -58,7 +58,7 @@ from anyio import TaskCancelled, TaskFailed, TaskNotFinished
 from ._backend import Backend, delegate, prove_stack_room
 from ._deadlock import begin_wait, end_wait
 from ._errors import LoadCancelledError
-from ._results import AWAITS, Failure, ResultRules, aligned, outcome_of, traceback_of
+from ._results import AWAITS, Failure, ResultRules, aligned, counted, outcome_of, traceback_of
 from .hooks import BatchCancelled, BatchFailed, BatchFinished, BatchSealed, Hooks
 
 if TYPE_CHECKING:
@@ -553,7 +553,7 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
 
     def __repr__(self) -> str:
         pending = sum(handle._batch is not None for handle in self._handles)
-        return f"<LoadManyHandle of {len(self._handles)} keys, {pending} pending>"
+        return f"<LoadManyHandle of {counted(len(self._handles), 'key')}, {pending} pending>"
 
 
 class Parked:
@@ -1311,4 +1311,4 @@ class Batch(_Loads):
         self.loader = self.front = self.function = self.schedule = None
 
     def __repr__(self) -> str:
-        return f"<Batch {self.state} of {self.name}, {len(self.entries)} keys>"
+        return f"<Batch {self.state} of {self.name}, {counted(len(self.entries), 'key')}>"

@@ -56,6 +56,9 @@ class _NotMade:
 
 _NOT_MADE = _NotMade()
 
+#: Where constructors stand that need no argument for a class with a batch function of its own.
+_NEED_NOTHING = (__name__, f"{__package__}.compat")
+
 
 class _Signature:
     """
@@ -68,10 +71,11 @@ class _Signature:
     def __get__(self, instance: object, owner: Any) -> Any:
         import inspect  # takes long to import
 
+        defines = instance is None and owner.batch_load_fn is not DataLoader.batch_load_fn
+        if defines and getattr(owner.__init__, "__module__", "") in _NEED_NOTHING:
+            return inspect.Signature()
         if instance is not None or owner.__init__ is not DataLoader.__init__:
             raise AttributeError("__signature__")
-        if owner.batch_load_fn is not DataLoader.batch_load_fn:
-            return inspect.Signature()
         defaults = {name: getattr(owner, name) for name in RULES}
         options = {"task_group": None, **defaults, "cache_map": None, "name": None}
         first = inspect.Parameter(

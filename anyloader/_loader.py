@@ -42,6 +42,12 @@ __all__ = ("Loader",)
 _CO_ASYNC_GENERATOR = 0x200
 
 
+_NO_KEY = (
+    "leave out what has no key, such as an empty foreign key; for a list of all use a constant, such as "
+    "() or 'all'"
+)
+
+
 class Claim(Protocol):
     """How a load that is not just one load of its key takes part in an entry."""
 
@@ -167,10 +173,7 @@ class Loader(Cached):
         if self.running() is not self.token:
             self.admit()
         if key is None:
-            raise TypeError(
-                f"{self.name}.load() takes a key, not None; what has no key needs none of its own: use "
-                "a constant, such as () or 'all'"
-            )
+            raise TypeError(f"{self.name}.load() takes a key, not None; {_NO_KEY}")
         cache_key = key if self.key_of is None else self.key_of(key)
         cache = self.cache
         try:
@@ -339,7 +342,9 @@ class Loader(Cached):
             )
         keys = list(keys)
         if type(None) in set(map(type, keys)):
-            raise TypeError(f"{self.name}.load_many() takes keys, and one of them is None")
+            raise TypeError(
+                f"{self.name}.load_many() takes keys, and one of them is None; {_NO_KEY}"
+            )
         refuse = partial(not_found, self.name) if required else None
         many: LoadManyHandle[Any] = LoadManyHandle(return_exceptions, refuse)
         cache_keys = keys if self.key_of is None else list(map(self.key_of, keys))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 from weakref import ref
@@ -11,7 +11,7 @@ from ._batch import Batch
 from ._dispatcher import Dispatcher, ambient
 from ._errors import LoaderNotOpenError
 from ._options import Options
-from ._results import counted
+from ._results import counted, excerpt
 from ._statistics import Counts, LoaderStatistics
 from .hooks import Hooks, LoadHit, LoadQueued, watches
 from .schedules import Manual
@@ -42,6 +42,7 @@ class Place:
     __slots__ = (
         "__weakref__",
         "_found_scope",
+        "arguments",
         "counts",
         "front",
         "hooks",
@@ -56,6 +57,8 @@ class Place:
         self.front = ref(front)
         self.options = options
         self.name = options.name
+        #: What its source was given, for people.
+        self.arguments: Mapping[str, Any] = {}
         self.counts = Counts()
         self.hooks: Hooks | None = None
         #: Where batches run; set once.
@@ -139,9 +142,10 @@ class Place:
     def describe(self, kind: str) -> str:
         now = self.statistics()
         state = "not open" if self.scope is None else self.scope.state
+        given = f" {excerpt(dict(self.arguments))}" if self.arguments else ""
         return (
-            f"<{kind} {self.name}: {state}, {counted(now.queued, 'key')} queued, "
-            f"{now.running} batches running, {now.cached} cached>"
+            f"<{kind} {self.name}{given}: {state}, {counted(now.queued, 'key')} queued, "
+            f"{counted(now.running, 'batch', 'batches')} running, {now.cached} cached>"
         )
 
     def check_place(self) -> None:

@@ -279,13 +279,15 @@ def excerpt(thing: object) -> str:
 
 
 def article(thing: object) -> str:
-    """Return what kind of thing it is: "an int"."""
+    """Return what kind of thing it is: "an int", or "None"."""
+    if thing is None:
+        return "None"
     name = type(thing).__name__
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
-def counted(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+def counted(n: int, noun: str, plural: str = "") -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {plural or noun + 's'}"
 
 
 def log_exception(message: str, error: Exception | None = None) -> None:

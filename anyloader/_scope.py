@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar, Token
@@ -9,21 +10,25 @@ from functools import partial, update_wrapper
 from types import CodeType, MethodType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, overload
 
+from ._backend import running_backend
 from ._batch import LoadHandle, LoadManyHandle
 from ._dataloader import DataLoader
 from ._dispatcher import Dispatcher, ambient
 from ._errors import LoaderNotOpenError
 from ._options import RULES, Options, unknown_options
 from ._portal import Portal
-from ._results import article
-from ._sources import check_arguments, make_loader, source_key
+from ._results import article, counted
+from ._sources import (
+    check_arguments,
+    make_loader,
+    refuse_positional,
+    say_arguments,
+    source_key,
+)
 from ._statistics import LoaderStatistics
-from .hooks import Hook
+from .hooks import Hook, users_lines
 
 if TYPE_CHECKING:
-    import sys
-    from typing import ParamSpec
-
     from ._limits import LimiterOption
     from ._options import (
         BindIterableFn,
@@ -42,8 +47,19 @@ if TYPE_CHECKING:
     else:
         from typing_extensions import Self
 
+    if sys.version_info >= (3, 13):
+        from typing import ParamSpec
+    else:
+        from typing_extensions import ParamSpec
+
     P = ParamSpec("P")
     S = TypeVar("S")
+    # What a function takes besides its keys; anything, where a BatchLoader does not say.
+    A = ParamSpec("A", default=...)
+else:
+    from typing import ParamSpec
+
+    A = ParamSpec("A")
 
 __all__ = ("BatchLoader", "LoaderScope", "batch_loader", "current_scope")
 
@@ -52,6 +68,12 @@ V = TypeVar("V")
 V2 = TypeVar("V2")
 T = TypeVar("T")
 L = TypeVar("L", bound=DataLoader[Any, Any])
+
+_IN_THREAD = (
+    ". A thread that was started without the context of its caller, as executors do, knows no scope: take "
+    "the loader from it before, by scope.get(), and call anyio.from_thread.run(loader.load, key, "
+    "token=token) there, with token = anyio.lowlevel.current_token() taken in the event loop"
+)
 
 # A program has a few loaders of one function in a scope (with other options, in a test). So many of
 # the same code are made at each call, and none of them ever has more than one key.
@@ -117,8 +139,8 @@ class LoaderScope:
         self._loaders: dict[Any, DataLoader[Any, Any]] = {}
         #: Those of ``@batch_loader`` functions, by function and arguments.
         self._families: dict[Any, dict[Any, DataLoader[Any, Any]]] = {}
-        #: Loaders by the code of their functions, to see that one is made at each call.
-        self._codes: dict[CodeType, int] = {}
+        #: By the code of functions the functions made of it, to see that one is made at each call.
+        self._made_of: dict[CodeType, dict[Any, DataLoader[Any, Any]]] = {}
         self._reset: Token[Any] | None = None
         self._portal: Portal | None = None
 
@@ -148,6 +170,7 @@ class LoaderScope:
         finally:
             self._loaders.clear()
             self._families.clear()
+            self._made_of.clear()
             reset: Any = self._reset
             self._reset = None
             try:
@@ -200,16 +223,24 @@ class LoaderScope:
             )
 
     @overload
-    def get(self, source: BatchLoader[K, V], **arguments: Any) -> DataLoader[K, V]: ...
+    def get(
+        self, source: BatchLoader[K, V, P], /, *args: P.args, **arguments: P.kwargs
+    ) -> DataLoader[K, V]: ...
     @overload
-    def get(self, source: type[L], **arguments: Any) -> L: ...
+    def get(self, source: type[L], /, **arguments: Any) -> L: ...
     @overload
-    def get(self, source: BindMappingFn[K, P, V], **arguments: Any) -> DataLoader[K, V | None]: ...
+    def get(
+        self, source: BindMappingFn[K, P, V], /, *args: P.args, **arguments: P.kwargs
+    ) -> DataLoader[K, V | None]: ...
     @overload
-    def get(self, source: BindIterableFn[K, P, V], **arguments: Any) -> DataLoader[K, V]: ...
+    def get(
+        self, source: BindIterableFn[K, P, V], /, *args: P.args, **arguments: P.kwargs
+    ) -> DataLoader[K, V]: ...
     @overload
-    def get(self, source: BindStreamFn[K, P, V], **arguments: Any) -> DataLoader[K, V | None]: ...
-    def get(self, source: Any, **arguments: Any) -> Any:
+    def get(
+        self, source: BindStreamFn[K, P, V], /, *args: P.args, **arguments: P.kwargs
+    ) -> DataLoader[K, V | None]: ...
+    def get(self, source: Any, /, *args: Any, **arguments: Any) -> Any:
         """
         Return the scope's one loader of a class, a batch function or a ``@batch_loader`` function.
 
@@ -220,12 +251,14 @@ class LoaderScope:
         :param arguments: one loader is made for each set of them. A function gets them as keywords,
             after its keys; a class as arguments of its constructor or, if it has none of its own, of
             its batch function
+        :param args: for type checkers; arguments are given by name
         :raises TypeError: if ``source`` is nothing of the kind, or does not take these arguments, or
             one of them cannot be hashed
         :raises LoaderNotOpenError: if the scope was not entered
         :raises LoaderClosedError: if the scope has ended
         :raises RuntimeError: if called from another thread or event loop
         """
+        refuse_positional("scope.get()", args)
         dispatcher = self._entered()
         dispatcher.admit_to("this LoaderScope")
         if isinstance(source, BatchLoader):
@@ -248,32 +281,41 @@ class LoaderScope:
     ) -> DataLoader[Any, Any]:
         token = ambient.set(dispatcher)  # its constructor may prime, and shall find this scope
         try:
-            if isinstance(source, BatchLoader):
-                loader = source.make_loader()
-            else:
-                loader = make_loader(source, arguments)
-                self._count(source)
+            decorated = isinstance(source, BatchLoader)
+            loader = source.make_loader() if decorated else make_loader(source, arguments)
+            self._count(source._function if decorated else source, loader, decorated)
         finally:
             ambient.reset(token)
         if loader.__anyloader__.scope is None:
             loader.__anyloader__.attach(dispatcher)
         return loader
 
-    def _count(self, source: Any) -> None:
+    def _count(self, function: Any, loader: DataLoader[Any, Any], decorated: bool) -> None:
         """Warn where a scope is asked for a new function at each call."""
-        while isinstance(source, partial):
-            source = source.func
-        code = getattr(source, "__code__", None)
-        if code is not None:
-            self._codes[code] = self._codes.get(code, 0) + 1
-            if self._codes[code] == _MANY_OF_ONE_CODE + 1:
-                warnings.warn(
-                    f"{self._codes[code]} loaders of one scope were made of the function in line "
-                    f"{code.co_firstlineno} of {code.co_filename}, which is made anew for each call, so "
-                    "their loads do not batch; define it once and bind() its arguments",
-                    RuntimeWarning,
-                    stacklevel=4,
-                )
+        while isinstance(function, partial):
+            function = function.func
+        code = getattr(function, "__code__", None)
+        if code is None:
+            return
+        made = self._made_of.setdefault(code, {})
+        if function in made:  # with other arguments
+            return
+        made[function] = loader
+        if len(made) != _MANY_OF_ONE_CODE + 1:
+            return
+        # A function that decorates one for each table is no mistake, if these are used.
+        if decorated and any(other.statistics().loads > 1 for other in made.values()):
+            return
+        here = (code.co_filename, code.co_firstlineno, "")
+        path, line, _ = (*users_lines(sys._getframe(1), 1), here)[0]
+        warnings.warn_explicit(
+            f"{len(made)} loaders of one scope were made of the function in line "
+            f"{code.co_firstlineno} of {code.co_filename}, which is made anew for each call, so "
+            "their loads do not batch; define it once and bind() its arguments",
+            RuntimeWarning,
+            path,
+            line,
+        )
 
     def _entered(self) -> Dispatcher:
         if self._dispatcher is None:
@@ -351,7 +393,7 @@ class LoaderScope:
     def __repr__(self) -> str:
         state = "not entered" if self._dispatcher is None else self._dispatcher.state
         n = 0 if self._dispatcher is None else len(self._dispatcher.loaders())
-        return f"<LoaderScope: {state}, {n} loaders>"
+        return f"<LoaderScope: {state}, {counted(n, 'loader')}>"
 
 
 def current_scope() -> LoaderScope:
@@ -365,7 +407,7 @@ def current_scope() -> LoaderScope:
         raise LoaderNotOpenError(
             "there is no LoaderScope here; use `async with LoaderScope()`. In a web application "
             "LoaderScopeMiddleware opens one for each request, and over a WebSocket each message opens "
-            "its own"
+            f"its own{_IN_THREAD if running_backend() is None else ''}"
         )
     scope: LoaderScope | None = dispatcher.front
     if scope is None:  # it has ended, and this runs in a task that was left behind
@@ -374,7 +416,7 @@ def current_scope() -> LoaderScope:
     return scope
 
 
-class BatchLoader(Generic[K, V]):
+class BatchLoader(Generic[K, V, A]):
     """
     A batch function with its options; :func:`batch_loader` makes it.
 
@@ -406,14 +448,10 @@ class BatchLoader(Generic[K, V]):
         """Return a new loader, which is not open yet."""
         function = self._function
         make = cast("Callable[..., DataLoader[K, V]]", DataLoader)
-        if self._arguments:
-            given = ", ".join(f"{name}={value!r}" for name, value in self._arguments.items())
-            name = self._options.get("name") or getattr(function, "__qualname__", "")
-            return make(
-                partial(function, **self._arguments),
-                **{**self._loader_options(), "name": f"{name}({given})"},
-            )
-        return make(function, **self._loader_options())
+        if not self._arguments:
+            return make(function, **self._loader_options())
+        loader = make(partial(function, **self._arguments), **self._loader_options())
+        return say_arguments(loader, self._arguments)
 
     def _loader_options(self) -> Any:
         return {name: value for name, value in self._options.items() if name != "shared"}
@@ -422,11 +460,11 @@ class BatchLoader(Generic[K, V]):
     def _is_shared(self) -> bool:
         return bool(cast("dict[str, Any]", self._options).get("shared"))
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, keys: list[K], /, *args: A.args, **kwargs: A.kwargs) -> Any:
         """Call the batch function itself."""
-        return self._function(*args, **{**self._arguments, **kwargs})
+        return self._function(keys, *args, **{**self._arguments, **kwargs})
 
-    def __get__(self, instance: Any, owner: type | None = None) -> BatchLoader[K, V]:
+    def __get__(self, instance: Any, owner: type | None = None) -> BatchLoader[K, V, A]:
         if instance is None or isinstance(self._function, (MethodType, staticmethod)):
             return self
         function: Any = self._function
@@ -434,7 +472,12 @@ class BatchLoader(Generic[K, V]):
         # Made anew at each look, but equal for one object, as its methods are.
         return BatchLoader(bound, self._options, self._arguments, (self._family, bound))
 
-    def bind(self, **arguments: Any) -> BatchLoader[K, V]:
+    def __class_getitem__(cls, types: Any) -> Any:  # without A, where it has no default
+        if isinstance(types, tuple) and len(types) == 2:
+            types = (*types, ...)
+        return cast(Any, super()).__class_getitem__(types)
+
+    def bind(self, *args: A.args, **arguments: A.kwargs) -> BatchLoader[K, V]:
         """
         Return this function with some arguments, which it gets as keywords after its keys::
 
@@ -443,15 +486,17 @@ class BatchLoader(Generic[K, V]):
         A scope has one loader for each set of arguments. ``clear`` and the like of the function itself
         reach those of all arguments.
 
-        :param arguments: hashable, and such as the function takes
+        :param arguments: hashable, and such as the function takes; type checkers know them
+        :param args: for type checkers; arguments are given by name
         :raises TypeError: if the function does not take them, or one of them cannot be hashed
         """
-        arguments = {**self._arguments, **arguments}
-        check_arguments(self._function, arguments)
-        return BatchLoader(self._function, self._options, arguments, self._family)
+        refuse_positional("bind()", args)
+        bound = {**self._arguments, **arguments}
+        check_arguments(self._function, bound)
+        return BatchLoader(self._function, self._options, bound, self._family)
 
     def _loader(self) -> DataLoader[K, V]:
-        return self._scope().get(self)
+        return self._scope().get(cast("BatchLoader[K, V]", self))
 
     def _scope(self) -> LoaderScope:
         scope = None if self._is_shared else current_scope()
@@ -549,62 +594,62 @@ class _Decorator(Protocol):
     """What decorates where an absent key gives ``None``: functions, then methods."""
 
     @overload
-    def __call__(self, function: BindMappingFn[K, P, V], /) -> BatchLoader[K, V | None]: ...
+    def __call__(self, function: BindMappingFn[K, P, V], /) -> BatchLoader[K, V | None, P]: ...
     @overload
-    def __call__(self, function: BindIterableFn[K, P, V], /) -> BatchLoader[K, V]: ...
+    def __call__(self, function: BindIterableFn[K, P, V], /) -> BatchLoader[K, V, P]: ...
     @overload
-    def __call__(self, function: BindStreamFn[K, P, V], /) -> BatchLoader[K, V | None]: ...
+    def __call__(self, function: BindStreamFn[K, P, V], /) -> BatchLoader[K, V | None, P]: ...
     @overload
-    def __call__(self, function: MappingMethod[S, K, P, V], /) -> BatchLoader[K, V | None]: ...
+    def __call__(self, function: MappingMethod[S, K, P, V], /) -> BatchLoader[K, V | None, P]: ...
     @overload
-    def __call__(self, function: IterableMethod[S, K, P, V], /) -> BatchLoader[K, V]: ...
+    def __call__(self, function: IterableMethod[S, K, P, V], /) -> BatchLoader[K, V, P]: ...
     @overload
-    def __call__(self, function: StreamMethod[S, K, P, V], /) -> BatchLoader[K, V | None]: ...
+    def __call__(self, function: StreamMethod[S, K, P, V], /) -> BatchLoader[K, V | None, P]: ...
 
 
 class _WithMissing(Protocol):
     """What decorates where ``on_missing`` says what an absent key gives."""
 
     @overload
-    def __call__(self, function: BindMappingFn[K, P, V], /) -> BatchLoader[K, V]: ...
+    def __call__(self, function: BindMappingFn[K, P, V], /) -> BatchLoader[K, V, P]: ...
     @overload
-    def __call__(self, function: BindIterableFn[K, P, V], /) -> BatchLoader[K, V]: ...
+    def __call__(self, function: BindIterableFn[K, P, V], /) -> BatchLoader[K, V, P]: ...
     @overload
-    def __call__(self, function: BindStreamFn[K, P, V], /) -> BatchLoader[K, V]: ...
+    def __call__(self, function: BindStreamFn[K, P, V], /) -> BatchLoader[K, V, P]: ...
     @overload
-    def __call__(self, function: MappingMethod[S, K, P, V], /) -> BatchLoader[K, V]: ...
+    def __call__(self, function: MappingMethod[S, K, P, V], /) -> BatchLoader[K, V, P]: ...
     @overload
-    def __call__(self, function: IterableMethod[S, K, P, V], /) -> BatchLoader[K, V]: ...
+    def __call__(self, function: IterableMethod[S, K, P, V], /) -> BatchLoader[K, V, P]: ...
     @overload
-    def __call__(self, function: StreamMethod[S, K, P, V], /) -> BatchLoader[K, V]: ...
+    def __call__(self, function: StreamMethod[S, K, P, V], /) -> BatchLoader[K, V, P]: ...
 
 
 class _Indexing(Protocol):
     @overload
-    def __call__(self, function: BindIterableFn[K, P, V], /) -> BatchLoader[K, V | None]: ...
+    def __call__(self, function: BindIterableFn[K, P, V], /) -> BatchLoader[K, V | None, P]: ...
     @overload
-    def __call__(self, function: IterableMethod[S, K, P, V], /) -> BatchLoader[K, V | None]: ...
+    def __call__(self, function: IterableMethod[S, K, P, V], /) -> BatchLoader[K, V | None, P]: ...
 
 
 class _Grouping(Protocol):
     @overload
-    def __call__(self, function: BindIterableFn[K, P, V], /) -> BatchLoader[K, list[V]]: ...
+    def __call__(self, function: BindIterableFn[K, P, V], /) -> BatchLoader[K, list[V], P]: ...
     @overload
-    def __call__(self, function: IterableMethod[S, K, P, V], /) -> BatchLoader[K, list[V]]: ...
+    def __call__(self, function: IterableMethod[S, K, P, V], /) -> BatchLoader[K, list[V], P]: ...
 
 
 @overload
-def batch_loader(function: BindMappingFn[K, P, V], /) -> BatchLoader[K, V | None]: ...
+def batch_loader(function: BindMappingFn[K, P, V], /) -> BatchLoader[K, V | None, P]: ...
 @overload
-def batch_loader(function: BindIterableFn[K, P, V], /) -> BatchLoader[K, V]: ...
+def batch_loader(function: BindIterableFn[K, P, V], /) -> BatchLoader[K, V, P]: ...
 @overload
-def batch_loader(function: BindStreamFn[K, P, V], /) -> BatchLoader[K, V | None]: ...
+def batch_loader(function: BindStreamFn[K, P, V], /) -> BatchLoader[K, V | None, P]: ...
 @overload
-def batch_loader(function: MappingMethod[S, K, P, V], /) -> BatchLoader[K, V | None]: ...
+def batch_loader(function: MappingMethod[S, K, P, V], /) -> BatchLoader[K, V | None, P]: ...
 @overload
-def batch_loader(function: IterableMethod[S, K, P, V], /) -> BatchLoader[K, V]: ...
+def batch_loader(function: IterableMethod[S, K, P, V], /) -> BatchLoader[K, V, P]: ...
 @overload
-def batch_loader(function: StreamMethod[S, K, P, V], /) -> BatchLoader[K, V | None]: ...
+def batch_loader(function: StreamMethod[S, K, P, V], /) -> BatchLoader[K, V | None, P]: ...
 @overload
 def batch_loader(
     *, group_by: Callable[[Any], Any], shared: bool = ..., **options: Unpack[LoaderOptions]

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, cast, get_origin
+from typing import Any, TypeVar, cast, get_origin
 
 from ._dataloader import DataLoader
 from ._results import article
 
-__all__ = ("check_arguments", "make_loader", "source_key")
+__all__ = (
+    "check_arguments",
+    "make_loader",
+    "refuse_positional",
+    "say_arguments",
+    "source_key",
+)
+
+S = TypeVar("S", bound=DataLoader[Any, Any])
 
 SOURCES = "a DataLoader class, a batch function or a @batch_loader function"
 
@@ -46,6 +54,12 @@ def _check_hashable(source: Any, arguments: Mapping[str, Any]) -> None:
             ) from None
 
 
+def refuse_positional(who: str, args: tuple[Any, ...]) -> None:
+    """:raises TypeError: if there are any; a signature that knows the types of others cannot say so"""
+    if args:
+        raise TypeError(f"{who} takes arguments by name, such as first=3, and not by position")
+
+
 def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
     """
     Check arguments against the signature of a batch function.
@@ -78,10 +92,26 @@ def make_loader(source: Any, arguments: Mapping[str, Any]) -> DataLoader[Any, An
     if not callable(source):
         raise TypeError(f"scope.get() takes {SOURCES}, not {source!r}")
     make = cast("Callable[..., DataLoader[Any, Any]]", DataLoader)
-    if not arguments:
-        return make(source)
-    check_arguments(source, arguments)
-    return make(partial(source, **arguments))
+    given = source.keywords if isinstance(source, partial) else {}
+    if arguments:
+        check_arguments(source, arguments)
+        source = partial(source, **arguments)
+    return say_arguments(make(source), {**given, **arguments})
+
+
+def say_arguments(loader: S, arguments: Mapping[str, Any]) -> S:
+    """
+    Let the name of a loader say which arguments it has, and its ``repr`` what they are.
+
+    No values in the name: it stands in errors, which reach clients, and in metrics, which would have
+    a series for each.
+    """
+    if arguments:
+        inside = loader.__anyloader__
+        inside.name = f"{inside.name}({', '.join(sorted(arguments))})"
+        inside.arguments = arguments
+        vars(loader)["name"] = inside.name
+    return loader
 
 
 def _make_of_class(source: Any, arguments: Mapping[str, Any]) -> DataLoader[Any, Any]:
@@ -90,7 +120,7 @@ def _make_of_class(source: Any, arguments: Mapping[str, Any]) -> DataLoader[Any,
         check_arguments(partial(source.batch_load_fn, None), arguments)
         loader: DataLoader[Any, Any] = source()
         loader.__anyloader__.bind_arguments(arguments)
-        return loader
+        return say_arguments(loader, arguments)
     try:
         made: DataLoader[Any, Any] = source(**arguments)
     except TypeError as exc:
@@ -104,4 +134,4 @@ def _make_of_class(source: Any, arguments: Mapping[str, Any]) -> DataLoader[Any,
                 f"as keywords, scope.get({source.__qualname__}, name=value)"
             ) from exc
         raise
-    return made
+    return say_arguments(made, arguments)

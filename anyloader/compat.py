@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from ._batch import LoadHandle, LoadManyHandle, Parked, batches_of, is_pending, outcome_in, park
 from ._dataloader import DataLoader as _DataLoader
+from ._errors import LoaderError
 from ._options import default_name
 from ._results import Failure
 
@@ -210,10 +211,28 @@ class LoadFuture(Generic[T]):
         return f"<LoadFuture of {self._handle!r}>"
 
 
-class _RunningLoop:
-    # No property: a subclass may have an attribute of this name.
-    def __get__(self, instance: object, owner: type) -> asyncio.AbstractEventLoop:
-        return asyncio.get_running_loop()
+def ignore(loop: object) -> None:
+    """Warn whoever gives a loop to the constructor that calls this."""
+    if loop is not None:
+        warnings.warn(
+            "loop is ignored: a loader runs in the event loop in which its scope is entered",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+
+
+class _Loop:
+    # No property: a subclass may have an attribute of this name, and copies of a class have this one.
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if instance is None:
+            return self
+        loader = instance.__anyloader__
+        try:
+            if loader.scope is not None:
+                loader.admit()
+            return asyncio.get_running_loop()
+        except (LoaderError, RuntimeError):
+            return None
 
 
 class DataLoader(_DataLoader[K, V]):
@@ -241,12 +260,7 @@ class DataLoader(_DataLoader[K, V]):
         loop: asyncio.AbstractEventLoop | None = None,
         **options: Any,
     ) -> None:
-        if loop is not None:
-            warnings.warn(
-                "loop is ignored: a loader runs in the event loop in which its scope is entered",
-                DeprecationWarning,
-                stacklevel=2,
-            )
+        ignore(loop)
         given = {
             "batch": batch,
             "max_batch_size": max_batch_size,
@@ -260,8 +274,9 @@ class DataLoader(_DataLoader[K, V]):
             options.setdefault("name", default_name(batch_load_fn))
         super().__init__(batch_load_fn, **options)
 
-    #: The event loop that runs here, which code for aiodataloader compares with its own.
-    loop: Any = _RunningLoop()
+    #: The event loop that runs here, if this can load here; else ``None``. Code for aiodataloader that
+    #: keeps loaders compares it with its own, and so makes a new loader for each scope.
+    loop: Any = _Loop()
 
     # A future is no coroutine: asyncio.wait takes the one and refuses the other.
     def load(self, key: K) -> LoadFuture[V]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]

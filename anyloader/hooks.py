@@ -14,8 +14,9 @@ from __future__ import annotations
 import os.path
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE
 from typing import Any, NamedTuple, Protocol
 
 from ._results import log_exception
@@ -190,23 +191,39 @@ class Watch(Protocol):
     def __call__(self, event: Event, /) -> object: ...
 
 
+#: Those of the whole process, wherever no block is: in threads, and in tasks of other event loops.
+everywhere: list[Watch] = []
+
 #: Those of the blocks around the running code. Looked at where a loader is opened or opens a batch;
 #: a batch function runs in the blocks that watch its loader.
-watches: ContextVar[tuple[Watch, ...]] = ContextVar("anyloader_watches", default=())
+watches: ContextVar[Sequence[Watch]] = ContextVar("anyloader_watches", default=everywhere)
 
 
 #: Where calls come from that no reader of a report has written.
 _NOT_USERS = ("site-packages", "dist-packages", "<frozen ")
+_ASYNC = CO_COROUTINE | CO_ASYNC_GENERATOR
 _NOT_USERS_EITHER = (os.path.dirname(__file__), os.path.dirname(warnings.__file__))
 
 
-def users_lines(frame: Any, most: int) -> tuple[tuple[str, int, str], ...]:
-    """Return file, line and function of the user's own code that led to here, innermost first."""
+def users_lines(
+    frame: Any, most: int, *, async_callers: bool = False
+) -> tuple[tuple[str, int, str], ...]:
+    """
+    Return file, line and function of the user's own code that led to here, innermost first.
+
+    :param async_callers: of those after the first one leave out what cannot await, and so cannot have
+        the loop that does
+    """
     found: list[tuple[str, int, str]] = []
     while frame is not None and len(found) < most:
-        path = frame.f_code.co_filename
-        if not path.startswith(_NOT_USERS_EITHER) and not any(p in path for p in _NOT_USERS):
-            found.append((path, frame.f_lineno, frame.f_code.co_name))
+        code = frame.f_code
+        path = code.co_filename
+        if (
+            not path.startswith(_NOT_USERS_EITHER)
+            and not any(p in path for p in _NOT_USERS)
+            and (not async_callers or not found or code.co_flags & _ASYNC)
+        ):
+            found.append((path, frame.f_lineno, code.co_name))
         frame = frame.f_back
     return tuple(found)
 
@@ -217,7 +234,8 @@ def warn_unbatched(threshold: int = 10) -> Hook:
 
     That is once for each loader and line of code, when ``threshold`` batches of one key came from
     that line in a row: mostly a loop that awaits each load before it makes the next one. In Python's
-    development mode (``python -X dev``) all loaders have it.
+    development mode (``python -X dev``) all loaders have it. In tests, the option
+    ``anyloader_unbatched`` of our pytest plugin makes it an error.
 
     :param threshold: so many batches of one key in a row are a warning, a ``RuntimeWarning``
     :raises TypeError: if ``threshold`` is not an int
@@ -227,35 +245,51 @@ def warn_unbatched(threshold: int = 10) -> Hook:
         raise TypeError(f"warn_unbatched() takes an int >= 1, not {threshold!r}")
     if threshold < 1:
         raise ValueError(f"warn_unbatched() takes an int >= 1, not {threshold!r}")
-    #: The line of the first key of an open batch, and how many keys it has.
+
+    def warn(message: str, path: str, number: int) -> None:
+        warnings.warn_explicit(message, RuntimeWarning, path, number)
+
+    return find_unbatched(threshold, warn)
+
+
+#: How many of the lines that led to a load are looked at: enough to reach the loop around a helper.
+_MOST_LINES = 5
+
+
+def find_unbatched(threshold: int, tell: Callable[[str, str, int], object]) -> Hook:
+    """Return the hook of :func:`warn_unbatched`, which calls ``tell`` with a message, file and line."""
+    #: The lines that led to the first key of an open batch, and how many keys it has.
     opened: dict[int, list[Any]] = {}
-    #: Loader -> line, and how many batches of one key it has sent in a row.
+    #: Loader -> lines, and how many batches of one key they have sent in a row.
     rows: dict[str, list[Any]] = {}
-    warned: set[Any] = set()
+    told: set[Any] = set()
 
     def hook(event: Event) -> None:
         if isinstance(event, LoadQueued):
             if event.batch in opened:
                 opened[event.batch][1] += not event.shared
             elif not event.shared:
-                lines = users_lines(sys._getframe(1), 1)
-                opened[event.batch] = [lines[0] if lines else ("somewhere", 0, ""), 1]
+                lines = users_lines(sys._getframe(1), _MOST_LINES, async_callers=True)
+                opened[event.batch] = [lines or (("somewhere", 0, ""),), 1]
         elif isinstance(event, (BatchSealed, BatchFailed, BatchCancelled)):
-            line, keys = opened.pop(event.batch, (None, 0))
-            if line is None:
+            lines, keys = opened.pop(event.batch, ((), 0))
+            if not lines:
                 return
-            row = rows.setdefault(event.loader, [line, 0])
-            if keys != 1 or row[0] != line:
-                row[:] = [line, 0]
+            row = rows.setdefault(event.loader, [lines, 0])
+            if keys != 1 or row[0] != lines:
+                row[:] = [lines, 0]
             row[1] += keys == 1
-            if row[1] >= threshold and (event.loader, line) not in warned:
-                warned.add((event.loader, line))
-                path, number, _ = line
-                warnings.warn_explicit(
+            if row[1] >= threshold and (event.loader, lines[0]) not in told:
+                told.add((event.loader, lines[0]))
+                path, number, _ = lines[0]
+                callers = ", ".join(f"{path}:{at}" for path, at, _ in lines[1:])
+                called = (
+                    f", called at {callers}" if callers else ""
+                )  # the loop may be in one of them
+                tell(
                     f"{event.loader} got {threshold} batches of one key in a row from one line, "
-                    f"{path}:{number}; load what is known before awaiting any of it, by load_many or "
-                    "several load() calls, or in tasks that run at the same time",
-                    RuntimeWarning,
+                    f"{path}:{number}{called}; load what is known before awaiting any of it, by "
+                    "load_many or several load() calls, or in tasks that run at the same time",
                     path,
                     number,
                 )

@@ -43,7 +43,7 @@ nitpick_ignore_regex = [
         r"py:.*",
         r"(anyio|asyncio|collections|contextvars|coredis|opentelemetry|os|prometheus_client|pathlib|trio|types|typing|typing_extensions)\..*",
     ),
-    (r"py:class", r"(anyloader\.[\w.]+\.)?[A-Z]\d?(_co|_contra)?"),
+    (r"py:class", r"(anyloader\.[\w.]+\.)?[A-Z]\d?(_co|_contra|\.args|\.kwargs)?"),
     (r"py:class", r"CapacityLimiter|LimiterOption|LoaderScope|TaskGroup"),
     # Bases that the reference of another project describes, and helpers for type checkers.
     (r"py:class", r"(graphql|strawberry)\..*"),

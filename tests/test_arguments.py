@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import linecache
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from anyloader import DataLoader, LoaderScope, batch_loader
+from anyloader import BatchLoader, BatchResultError, DataLoader, LoaderScope, batch_loader
 from support import Recorder
 
 pytestmark = pytest.mark.anyio
@@ -129,8 +130,35 @@ def test_an_argument_that_is_missing() -> None:
     async def fetch(keys: list[int], *, session: str, first: int = 1) -> list[int]:
         return keys
 
+    untyped: Any = fetch
     with pytest.raises(TypeError, match="session"):
-        fetch.bind(first=3)
+        untyped.bind(first=3)
+
+
+async def test_arguments_are_given_by_name() -> None:
+    fetch_books, _ = books()
+    async with LoaderScope() as scope:
+        for call in (
+            lambda: fetch_books.bind(3),
+            lambda: scope.get(fetch_books, 3),
+        ):
+            with pytest.raises(TypeError, match="by name, such as first=3"):
+                call()
+
+
+async def test_an_argument_may_be_called_source() -> None:
+    async def fetch(keys: list[int], *, source: str = "") -> list[str]:
+        return [f"{source} {key}" for key in keys]
+
+    async with LoaderScope() as scope:
+        assert await scope.get(fetch, source="db").load(1) == "db 1"
+
+
+def test_its_type_may_say_what_it_takes_or_not() -> None:
+    assert get_args(BatchLoader[int, str])[:2] == (int, str)
+    assert get_args(BatchLoader[int, str, [int]])[:2] == (int, str)
+    with pytest.raises(TypeError):
+        BatchLoader[int]  # type: ignore[misc]  # pyright: ignore[reportInvalidTypeArguments]
 
 
 def test_an_argument_that_cannot_be_hashed() -> None:
@@ -228,6 +256,63 @@ async def test_many_loaders_of_the_same_code_are_a_warning_that_names_the_line()
     assert len(caught) == 1
 
 
+async def make_inner(scope: LoaderScope, number: int) -> None:
+    async def fetch(keys: list[int]) -> list[int]:
+        return keys
+
+    await scope.get(fetch).load(1)
+
+
+async def make_decorated(scope: LoaderScope, number: int) -> None:
+    @batch_loader
+    async def fetch(keys: list[int]) -> list[int]:
+        return keys
+
+    await fetch.load(1)
+
+
+async def make_repository(scope: LoaderScope, number: int) -> None:
+    await Repo("new").users.load(1)
+
+
+@pytest.mark.parametrize("make", [make_inner, make_decorated, make_repository])
+async def test_the_warning_is_at_the_line_that_asks_for_them(make: Any) -> None:
+    async with LoaderScope() as scope:
+        with pytest.warns(RuntimeWarning, match="6 loaders of one scope") as caught:  # noqa: PT031
+            for number in range(30):
+                await make(scope, number)
+    (warning,) = caught
+    assert warning.filename == __file__
+    assert ".load(1)" in linecache.getline(__file__, warning.lineno)
+
+
+async def test_many_sets_of_arguments_are_no_new_functions() -> None:
+    async def fetch(keys: list[int], *, after: int = 0) -> list[int]:
+        return keys
+
+    decorated = batch_loader(fetch)
+    async with LoaderScope() as scope:
+        for after in range(30):
+            source: Any = partial(fetch, after=after + 100)
+            await scope.get(fetch, after=after).load(1)
+            await scope.get(source).load(1)
+            await decorated.bind(after=after).load(1)
+
+
+async def test_many_tables_decorated_by_one_function_are_no_new_functions() -> None:
+    def table() -> BatchLoader[int, int]:
+        @batch_loader
+        async def fetch(keys: list[int]) -> list[int]:
+            return keys
+
+        return fetch
+
+    tables = [table() for _ in range(30)]
+    async with LoaderScope():
+        for fetch in tables:
+            await fetch.load_many([1, 2])
+
+
 async def test_a_few_are_none() -> None:
     async with LoaderScope() as scope:
         for number in range(3):
@@ -294,3 +379,55 @@ def test_a_batch_loader_looked_at_on_its_class_is_itself() -> None:
 
     assert Repository.users is vars(Repository)["users"]
     assert repr(Repository().users).startswith("<BatchLoader of <bound method")
+
+
+# --- names ---
+
+
+async def test_names_say_the_arguments_and_hold_no_values() -> None:
+    """Names stand in errors, which reach clients, and in metrics, which have a series for each."""
+
+    async def fetch(keys: list[int], *, token: str = "", first: int = 1) -> list[int]:
+        return []
+
+    class Own(DataLoader[int, int]):
+        def __init__(self, token: str) -> None:
+            super().__init__(name="own")
+
+        async def batch_load_fn(self, keys: list[int]) -> list[int]:
+            return []
+
+    class Plain(DataLoader[int, int]):
+        async def batch_load_fn(self, keys: list[int], *, token: str = "") -> list[int]:
+            return []
+
+    told: list[Any] = []
+    of_token: Any = partial(fetch, token="s3cret")
+    async with LoaderScope(hooks=[told.append]) as scope:
+        loaders = {
+            "users(first, token)": scope.get(
+                batch_loader(name="users")(fetch).bind(token="s3cret", first=3)
+            ),
+            "fetch(token)": scope.get(fetch, token="s3cret"),
+            "own(token)": scope.get(Own, token="s3cret"),
+            "Plain(token)": scope.get(Plain, token="s3cret"),
+        }
+        assert scope.get(of_token) is loaders["fetch(token)"]
+        for name, loader in loaders.items():
+            assert loader.name.rpartition(".")[2] == name
+            assert "'s3cret'" in repr(loader)
+            with pytest.raises(BatchResultError) as caught:
+                await loader.load(1)
+            assert name in str(caught.value)
+            assert "s3cret" not in str(caught.value)
+        assert {event.loader.rpartition(".")[2] for event in told} == set(loaders)
+        assert "fetch:" in repr(scope.get(fetch))
+
+
+async def test_the_name_of_a_partial_says_its_keywords() -> None:
+    async def fetch(keys: list[int], *, table: str) -> list[int]:
+        return keys
+
+    source: Any = partial(fetch, table="users")
+    async with LoaderScope() as scope:
+        assert scope.get(source).name.endswith("fetch(table)")

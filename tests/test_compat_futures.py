@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from anyloader import LoadDeadlockError, LoaderClosedError, LoaderScope, schedules
+from anyloader._dispatcher import ambient
 from anyloader.compat import DataLoader
 from support import Recorder, wait_all_tasks_blocked
 
@@ -195,9 +196,34 @@ async def test_one_of_two_tasks_that_await_it_can_be_cancelled() -> None:
     assert done == [1]
 
 
-async def test_its_loop_is_the_one_that_runs() -> None:
+async def test_its_loop_is_the_one_that_runs_where_it_can_load() -> None:
+    """Code that keeps a loader, and compares loops, makes a new one for each scope."""
+    loader = DataLoader(Recorder[int, int](same))
+    running = asyncio.get_running_loop()
     async with LoaderScope():
-        assert DataLoader(Recorder[int, int](same)).loop is asyncio.get_running_loop()
+        assert loader.loop is running  # as it belongs nowhere yet
+        await loader.load(1)
+        assert loader.loop is running
+        async with LoaderScope():
+            assert loader.loop is running
+        assert await anyio.to_thread.run_sync(lambda: loader.loop) is None
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(in_another_scope, loader)
+    assert loader.loop is None
+    async with LoaderScope():
+        assert loader.loop is None
+
+
+async def in_another_scope(loader: Any) -> None:
+    ambient.set(None)
+    async with LoaderScope():
+        assert loader.loop is None
+
+
+def test_a_class_has_no_loop_and_can_be_copied() -> None:
+    kept: Any = DataLoader.loop
+    copied = type("Copied", (DataLoader,), {"loop": kept})
+    assert copied(Recorder[int, int](same)).loop is None  # nothing runs here
 
 
 async def test_tasks_that_are_cancelled_as_it_settles() -> None:

@@ -35,6 +35,7 @@ ONLY_ON = {
     "how-to/compat_before": "asyncio",
     "how-to/compat_step": "asyncio",
     "how-to/strawberry_before": "asyncio",
+    "how-to/strawberry_step": "asyncio",
     "how-to/synchronous": "asyncio",  # it runs event loops of its own
     "how-to/web_quart": "asyncio",
     "how-to/worker_taskiq": "asyncio",
@@ -64,6 +65,7 @@ OTHERS = ["explanation/failures", "explanation/on_trio"]
 PUBLIC: dict[str, set[str]] = {
     "anyloader": {"hooks", "schedules"},
     "anyloader.compat": set(),
+    "anyloader.compat_strawberry": set(),
     "anyloader.hooks": {"Hooks"},
     "anyloader.integrations.asgi": set(),
     "anyloader.integrations.django": set(),
@@ -367,18 +369,25 @@ def test_the_picture_of_the_saving_is_what_its_script_draws() -> None:
     ].read_text().replace("\n", " ")
 
 
-def test_moving_from_aiodataloader_takes_one_import_and_one_scope() -> None:
+@pytest.mark.parametrize(
+    ("name", "theirs", "ours"),
+    [
+        ("compat", "aiodataloader", "anyloader.compat"),
+        ("strawberry", "strawberry.dataloader", "anyloader.compat_strawberry"),
+    ],
+)
+def test_moving_takes_one_import_and_one_scope(name: str, theirs: str, ours: str) -> None:
     before, after = (
-        {line.strip() for line in SNIPPETS[f"how-to/compat_{name}"].read_text().splitlines()}
-        for name in ("before", "step")
+        {line.strip() for line in SNIPPETS[f"how-to/{name}_{when}"].read_text().splitlines()}
+        for when in ("before", "step")
     )
-    assert before - after == {"from aiodataloader import DataLoader"}
+    assert before - after == {f"from {theirs} import DataLoader"}
     assert {line.partition("  #")[0] for line in after - before} == {
         "from anyloader import LoaderScope",
-        "from anyloader.compat import DataLoader",
+        f"from {ours} import DataLoader",
         "async with LoaderScope():",
     }
-    assert expected("how-to/compat_before") == expected("how-to/compat_step")
+    assert expected(f"how-to/{name}_before") == expected(f"how-to/{name}_step")
 
 
 def test_the_page_on_moving_names_every_argument_of_aiodataloader() -> None:

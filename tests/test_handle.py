@@ -112,7 +112,7 @@ async def test_repr_of_a_loader_is_live() -> None:
         "<DataLoader squares: not open, 0 keys queued, 0 batches running, 0 cached>",
         "<DataLoader squares: open, 0 keys queued, 0 batches running, 0 cached>",
         "<DataLoader squares: open, 2 keys queued, 0 batches running, 2 cached>",
-        "<DataLoader squares: open, 0 keys queued, 1 batches running, 2 cached>",
+        "<DataLoader squares: open, 0 keys queued, 1 batch running, 2 cached>",
         "<DataLoader squares: open, 0 keys queued, 0 batches running, 2 cached>",
         "<DataLoader squares: closed, 0 keys queued, 0 batches running, 0 cached>",
     ]

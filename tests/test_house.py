@@ -38,7 +38,10 @@ LAYERS = [
     {"_scope"},
     {"__init__"},
     {"_watch"},
-    {"compat", "testing", "trace", "integrations", "_pytest"},
+    {
+        *("compat", "compat_strawberry", "testing", "trace", "integrations"),
+        *("_pytest", "_pytest_unbatched"),
+    },
 ]
 LEVELS = {module: level for level, layer in enumerate(LAYERS) for module in layer}
 

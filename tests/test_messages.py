@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import sys
+from threading import Thread
 from typing import Any
 
 import anyio
@@ -20,6 +22,7 @@ from anyloader import (
     LoaderNotOpenError,
     LoaderScope,
     batch_loader,
+    compat,
 )
 
 pytestmark = pytest.mark.anyio
@@ -273,6 +276,61 @@ async def test_also_in_threads_that_are_not_of_anyio() -> None:
 
         assert await asyncio.to_thread(both) == 1
         assert await loader.load(1) == 1
+
+
+async def test_a_thread_without_the_context_of_its_caller_is_told_the_way() -> None:
+    fetch_users = batch_loader(fetch)
+
+    def in_thread() -> None:
+        with pytest.raises(LoaderNotOpenError, match=r"scope\.get\(\).*token=token"):
+            fetch_users.load(KEY)
+        got.append(anyio.from_thread.run(loader.load, 1, token=token))
+
+    def run() -> None:
+        thread = Thread(target=in_thread)
+        thread.start()
+        thread.join()
+
+    got: list[int] = []
+    async with LoaderScope() as scope:
+        loader, token = scope.get(fetch_users), anyio.lowlevel.current_token()
+        await anyio.to_thread.run_sync(run)
+    assert got == [1]
+
+
+# --- classes as dependencies ---
+
+
+@pytest.mark.parametrize("base", [DataLoader, compat.DataLoader])
+def test_a_class_that_needs_no_arguments_is_a_dependency_that_takes_none(base: Any) -> None:
+    class Users(base):  # type: ignore[misc]
+        async def batch_load_fn(self, keys: list[int]) -> list[int]:
+            return keys
+
+    class OfTenant(Users):
+        def __init__(self, tenant: str) -> None: ...
+
+    assert not inspect.signature(Users).parameters
+    assert [*inspect.signature(OfTenant).parameters] == ["tenant"]
+    assert "batch_load_fn" in inspect.signature(base).parameters
+
+
+# --- no keys ---
+
+
+@pytest.mark.parametrize("use", ["load", "load_many", "load_required", "load_many_required"])
+async def test_what_to_do_instead_of_none_as_a_key(use: str) -> None:
+    async with DataLoader(fetch) as loader:
+        with pytest.raises(TypeError, match="None; leave out what has no key"):
+            getattr(loader, use)([1, None] if "many" in use else None)
+        with pytest.raises(TypeError, match="an iterable of keys, not None"):
+            loader.load_many(None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def test_nothing_returned_is_none() -> None:
+    async with DataLoader(giving(None)) as loader:
+        with pytest.raises(BatchResultError, match="returned None;"):
+            await loader.load(1)
 
 
 # --- small ones ---

@@ -175,7 +175,7 @@ async def test_repr_shows_the_state() -> None:
     assert repr(scope) == "<LoaderScope: not entered, 0 loaders>"
     async with scope:
         scope.get(double)
-        assert repr(scope) == "<LoaderScope: open, 1 loaders>"
+        assert repr(scope) == "<LoaderScope: open, 1 loader>"
     assert "closed" in repr(scope)
 
 

@@ -74,6 +74,19 @@ async def test_on_a_scope_it_tells_loaders_apart() -> None:
             await one_by_one(loader, range(3))
 
 
+async def test_the_loop_around_a_helper_is_named_too() -> None:
+    async def show(key: int) -> int:
+        return await loader.load(key)
+
+    async with DataLoader(Recorder[int, int](int), hooks=[warn_unbatched(3)]) as loader:
+        with pytest.warns(RuntimeWarning) as caught:  # noqa: PT031
+            for key in range(10, 13):
+                await show(key)
+    (warning,) = caught
+    first = show.__code__.co_firstlineno
+    assert f"{__file__}:{first + 1}, called at {__file__}:{first + 6}" in str(warning.message)
+
+
 @pytest.mark.parametrize("threshold", [0, -1, True, "3"])
 def test_a_threshold_is_an_int_of_at_least_one(threshold: Any) -> None:
     with pytest.raises((TypeError, ValueError)):

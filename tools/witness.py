@@ -4,6 +4,11 @@
 ``python tools/witness.py aiodataloader aiodataloader-0.4.3.tar.gz``; or
 ``python tools/witness.py strawberry path/to/a/checkout/of/strawberry``.
 
+Likewise the whole suites of two libraries that are built upon aiodataloader, ``graphene-sqlalchemy`` and
+``pydantic-resolve``, in an environment that has all that their tests need: pytest<9, pytest-asyncio, and
+graphene, SQLAlchemy<2.1, aiosqlite, sqlalchemy_utils, nest_asyncio, pytest-benchmark, or pydantic, fastapi,
+fastmcp, django, tortoise-orm, psutil.
+
 Each test runs in a ``LoaderScope`` of its own. What fails is listed with the reason why it has to;
 the exit status is 1 if a test fails for which there is no reason here, or passes against one.
 """
@@ -14,28 +19,30 @@ import argparse
 import asyncio
 import inspect
 import io
+import os
 import sys
 import tarfile
 import tempfile
 from contextlib import redirect_stdout
+from functools import wraps
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest import mock
 
 import pytest
 
 from anyloader import BatchResultError, LoaderScope
 from anyloader.compat import DataLoader
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from anyloader.compat_strawberry import AbstractCache
+from anyloader.compat_strawberry import DataLoader as StrawberryLoader
 
 _TWO_LOADS = (
     "two loads of one key share its value, but each has a handle of its own, so that one can be "
     "given up without the other"
 )
 _NO_RESULT = "nobody can settle a load from outside and so give other waiters a value of his own"
+_TEXT = "expects another text in the error"
 _PRIVATE = "looks at attributes of the other loader's inside"
 _TURNS = (
     "counts turns of the event loop: a batch leaves after one whole quiet round, which takes two "
@@ -51,7 +58,7 @@ REASONS: dict[str, dict[str, str]] = {
         "test_does_not_attempt_to_set_done_future_in_failed_dispatch": _NO_RESULT,
     },
     "strawberry": {
-        "test_returning_wrong_number_of_results": "expects another text in the error",
+        "test_returning_wrong_number_of_results": _TEXT,
         "test_caches_by_id": _TWO_LOADS,
         "test_caches_by_id_when_loading_many": _TWO_LOADS,
         "test_prime": "prime() leaves a key that is pending alone, unless force=True",
@@ -61,67 +68,23 @@ REASONS: dict[str, dict[str, str]] = {
         "test_cancelled_futures_cancel_dispatch_task": _PRIVATE,
         "test_cancelled_futures_cancel_running_dispatch": _PRIVATE,
         "test_partial_cancellation_still_dispatches": _TURNS,
-        "test_cache_override": "expects another text in the error, which here names the key",
         "test_works_when_created_in_a_different_loop": "loads without any scope to run in",
+    },
+    "graphene-sqlalchemy": {},
+    "pydantic-resolve": {
+        "test_field_fn_returns_none": _TEXT,
+        "test_load_many_fn_returns_none": _TEXT,
     },
 }
 
+#: A file of tests, which runs with nothing around it.
 TESTS = {"aiodataloader": "test_aiodataloader.py", "strawberry": "tests/test_dataloaders.py"}
 
-
-class StrawberryLoader(DataLoader[Any, Any]):
-    """Takes the arguments of ``strawberry.dataloader.DataLoader``."""
-
-    def __init__(
-        self,
-        load_fn: Any,
-        max_batch_size: int | None = None,
-        cache: bool = True,
-        loop: object = None,
-        cache_map: Any = None,
-        cache_key_fn: Any = None,
-    ) -> None:
-        super().__init__(
-            load_fn,
-            max_batch_size=max_batch_size,
-            cache=cache,
-            cache_map=None if cache_map is None else _AsMapping(cache_map),
-            get_cache_key=cache_key_fn,
-        )
-
-    def prime(self, key: Any, value: Any, force: bool = False) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return super().prime(key, value, force=force)
-
-
-class _AsMapping(dict[Any, Any]):
-    """A cache of Strawberry's protocol as a mapping."""
-
-    def __init__(self, cache: Any) -> None:
-        super().__init__()
-        self._cache = cache
-
-    def get(self, key: Any, default: Any = None) -> Any:
-        found = self._cache.get(key)
-        return default if found is None else found
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self._cache.set(key, value)
-
-    def pop(self, key: Any, default: Any = None) -> Any:
-        found = self.get(key, default)
-        if found is not default:
-            self._cache.delete(key)
-        return found
-
-    def clear(self) -> None:
-        self._cache.clear()
-
-
-class _AbstractCache:
-    """Strawberry's protocol."""
-
-    def __class_getitem__(cls, item: object) -> type:
-        return cls
+#: By a file in it, the folder of a whole suite, which runs with its own configuration and plugins.
+SUITES = {
+    "graphene-sqlalchemy": "graphene_sqlalchemy/tests/test_batching.py",
+    "pydantic-resolve": "tests/core/test_field.py",
+}
 
 
 def stand_ins(peer: str) -> dict[str, ModuleType]:
@@ -132,12 +95,13 @@ def stand_ins(peer: str) -> dict[str, ModuleType]:
         vars(made).update(content)
         return made
 
-    if peer == "aiodataloader":
-        return {"aiodataloader": module("aiodataloader", DataLoader=DataLoader)}
+    if peer != "strawberry":
+        names = ("aiodataloader", "graphene.utils.dataloader")  # of which the latter is a copy
+        return {name: module(name, DataLoader=DataLoader) for name in names}
     return {
         "strawberry": module("strawberry", __path__=[]),
         "strawberry.dataloader": module(
-            "strawberry.dataloader", DataLoader=StrawberryLoader, AbstractCache=_AbstractCache
+            "strawberry.dataloader", DataLoader=StrawberryLoader, AbstractCache=AbstractCache
         ),
         "strawberry.exceptions": module(
             "strawberry.exceptions", WrongNumberOfResultsReturned=BatchResultError
@@ -147,11 +111,24 @@ def stand_ins(peer: str) -> dict[str, ModuleType]:
 
 
 class Plugin:
-    """Runs async tests, each in a scope, and keeps what failed."""
+    """Keeps what failed."""
 
     def __init__(self) -> None:
         self.failed: dict[str, str] = {}
         self.passed: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        name = report.nodeid.rpartition("::")[2]
+        if report.failed:
+            lines = str(report.longreprtext).splitlines()
+            error = next((line for line in reversed(lines) if line.startswith("E ")), lines[-1])
+            self.failed[name] = error.removeprefix("E").strip()
+        elif report.when == "call":
+            self.passed.append(name)
+
+
+class PluginOfTests(Plugin):
+    """Runs async tests, each in a scope."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> bool | None:
@@ -171,38 +148,48 @@ class Plugin:
     def mocker(self) -> Any:
         return mock
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        name = report.nodeid.rpartition("::")[2]
-        if report.failed:
-            lines = str(report.longreprtext).splitlines()
-            error = next((line for line in reversed(lines) if line.startswith("E ")), lines[-1])
-            self.failed[name] = error.removeprefix("E").strip()
-        elif report.when == "call":
-            self.passed.append(name)
+
+class PluginOfSuites(Plugin):
+    """Gives each async test a scope; pytest-asyncio runs them."""
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        for item in items:
+            test = getattr(item, "obj", None)
+            if inspect.iscoroutinefunction(test):
+                item.obj = _in_a_scope(test)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _in_a_scope(test: Any) -> Any:
+    @wraps(test)
+    async def run(*args: Any, **kwargs: Any) -> None:
+        async with LoaderScope():
+            await test(*args, **kwargs)
+
+    return run
 
 
 def run(peer: str, folder: Path) -> Plugin:
-    name = Path(TESTS[peer])
+    name = Path(TESTS.get(peer) or SUITES[peer])
     found = [path for path in folder.rglob(name.name) if path.match(str(name))]
     if len(found) != 1:
         raise SystemExit(f"expected one {name} in {folder}, found {len(found)}")
-    tests = found[0]
-    plugin = Plugin()
-    with mock.patch.dict(sys.modules, stand_ins(peer)):
-        options = ["-q", "--no-header", "--tb=short", "--show-capture=no", "--noconftest"]
-        options += [
-            "-p",
-            "no:cacheprovider",
-            "-p",
-            "no:anyio",
-            "-p",
-            "no:asyncio",
-            "-c",
-            "/dev/null",
-        ]
-        options += ["-W", "ignore", "--rootdir", str(folder)]
-        with redirect_stdout(io.StringIO()):
-            pytest.main([*options, str(tests)], plugins=[plugin])
+    options = ["-q", "--no-header", "--tb=short", "--show-capture=no", "-W", "ignore"]
+    options += ["-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:xdist"]
+    plugin: Plugin
+    if peer in TESTS:
+        plugin, tests = PluginOfTests(), found[0]
+        options += ["--noconftest", "-p", "no:anyio", "-p", "no:asyncio", "-c", "/dev/null"]
+        options += ["--rootdir", str(folder)]
+    else:
+        root = found[0].parents[len(name.parts) - 1]
+        plugin, tests = (
+            PluginOfSuites(),
+            root.joinpath(*name.parts[: name.parts.index("tests") + 1]),
+        )
+        options += ["--rootdir", str(root), "--ignore-glob", "*test_benchmark.py"]
+        os.chdir(root)
+    with mock.patch.dict(sys.modules, stand_ins(peer)), redirect_stdout(io.StringIO()):
+        pytest.main([*options, str(tests)], plugins=[plugin])
     return plugin
 
 

@@ -41,7 +41,7 @@ class DjangoScope(LoaderScope):
         self._thread = _blocked()
         return await super().__aenter__()
 
-    def get(self, source: Any, **arguments: Any) -> Any:
+    def get(self, source: Any, /, *args: Any, **arguments: Any) -> Any:
         """
         As :meth:`~anyloader.LoaderScope.get`.
 
@@ -53,4 +53,4 @@ class DjangoScope(LoaderScope):
                 "open a LoaderScope within the coroutine that is given to async_to_sync: that blocks "
                 "the thread which a batch function of the scope around it would wait for"
             )
-        return super().get(source, **arguments)
+        return super().get(source, *args, **arguments)

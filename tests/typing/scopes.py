@@ -56,6 +56,17 @@ async def streamed(ids: list[int]) -> AsyncGenerator[tuple[int, User], None]:
 async def plain(ids: list[int]) -> list[User]: ...
 
 
+@batch_loader(group_by=id)
+async def books(ids: list[int], *, first: int = 10, order: str = "id") -> list[User]: ...
+
+
+@batch_loader
+async def of_tenant(ids: list[int], *, tenant: str, first: int = 1) -> dict[int, User]: ...
+
+
+async def with_argument(ids: list[int], *, first: int = 1) -> list[User]: ...
+
+
 class Users(DataLoader[int, User]):
     def by_name(self, name: str) -> LoadHandle[User]: ...
 
@@ -66,12 +77,15 @@ class Table(DataLoader[int, T], Generic[T]): ...
 class Database:
     async def users(self, ids: list[int]) -> dict[int, User]: ...
 
+    @batch_loader
+    async def friends(self, ids: list[int], *, first: int = 1) -> list[list[User]]: ...
+
 
 def types_follow_from_the_function() -> None:
-    assert_type(listed, BatchLoader[int, User])
-    assert_type(mapped, BatchLoader[int, User | None])
-    assert_type(with_errors, BatchLoader[str, User])
-    assert_type(streamed, BatchLoader[int, User | None])
+    assert_type(listed, BatchLoader[int, User, []])
+    assert_type(mapped, BatchLoader[int, User | None, []])
+    assert_type(with_errors, BatchLoader[str, User, []])
+    assert_type(streamed, BatchLoader[int, User | None, []])
     assert_type(mapped.load(1), LoadHandle[User | None])
     assert_type(mapped.load_many([1]), LoadManyHandle[User | None])
     assert_type(mapped.peek(1), LoadHandle[User | None] | None)
@@ -106,6 +120,36 @@ async def wrong_code_is_refused(scope: LoaderScope) -> None:
     batch_loader(cache_map={})  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     batch_loader(task_group=None)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     LoaderScope(1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def arguments_are_those_of_the_function(scope: LoaderScope, database: Database) -> None:
+    assert_type(books.bind(first=3, order="name"), BatchLoader[int, list[User]])
+    assert_type(books.bind().bind(first=3).load(1), LoadHandle[list[User]])
+    assert_type(of_tenant.bind(tenant="a"), BatchLoader[int, User | None])
+    assert_type(of_tenant.bind(tenant="a").load_required(1), LoadHandle[User])
+    assert_type(database.friends.bind(first=3), BatchLoader[int, list[User]])
+    assert_type(scope.get(books, first=3), DataLoader[int, list[User]])
+    assert_type(scope.get(of_tenant, tenant="a"), DataLoader[int, User | None])
+    assert_type(scope.get(with_argument, first=3), DataLoader[int, User])
+    assert_type(scope.get(database.friends, first=3), DataLoader[int, list[User]])
+    untold: BatchLoader[int, list[User]] = books  # takes anything
+    untold.bind(last=3)
+
+
+async def wrong_arguments_are_refused(scope: LoaderScope, database: Database) -> None:
+    books.bind(last=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    books.bind(first="3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    books.bind(3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    listed.bind(first=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    of_tenant.bind(first=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    database.friends.bind(last=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    scope.get(books, last=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    scope.get(books, first="3")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    scope.get(of_tenant)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    scope.get(with_argument, last=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    scope.get(with_argument, first="3")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    scope.get(database.friends, first="3")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await books(["1"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
 
 
 async def application(scope: Scope, receive: Receive, send: Send) -> None: ...

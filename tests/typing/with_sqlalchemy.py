@@ -94,7 +94,7 @@ authors = batch_loader(fetch_authors)
 async def the_type_of_the_rows_is_kept(scope: LoaderScope) -> None:
     assert_type(await fetch_authors([1]), dict[int, Author])
     assert_type(await fetch_books([1], first=2), list[list[Book]])
-    assert_type(authors, BatchLoader[int, Author | None])
+    assert_type(authors, BatchLoader[int, Author | None, []])
     assert_type(DataLoader(fetch_books), DataLoader[int, list[Book]])
     assert_type(scope.get(fetch_books), DataLoader[int, list[Book]])
     assert_type(await scope.get(fetch_books).load(1), list[Book])

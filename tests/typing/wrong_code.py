@@ -162,7 +162,7 @@ class OtherKeys(DataLoader[int, User]):
 
 
 async def wrong_scopes(scope: LoaderScope) -> None:
-    scope.get(blocking)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    scope.get(blocking)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     scope.get(User)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType, reportCallIssue]
     scope.get(3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
     with scope:  # type: ignore[attr-defined]  # pyright: ignore[reportGeneralTypeIssues]

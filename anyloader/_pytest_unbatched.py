@@ -1,0 +1,81 @@
+"""Fails the tests whose loads do not batch, as ``hooks.warn_unbatched`` would warn of them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from .hooks import Event, Hook, Hooks, everywhere, find_unbatched
+
+__all__ = ("Unbatched",)
+
+
+class Unbatched:
+    """
+    A plugin of pytest, and a watch of all loaders of the process.
+
+    No context variable: a test may run in a task or a thread that was started before it. What is found
+    is told after the test, as an exception in a hook reaches nobody.
+
+    :param threshold: so many batches of one key in a row are an error, where no marker says otherwise
+    """
+
+    def __init__(self, threshold: int) -> None:
+        self._threshold = threshold
+        #: That of the running test, each of which counts for itself.
+        self._hook: Hook | None = None
+        self._found: list[str] = []
+        everywhere.append(self)
+
+    def close(self) -> None:
+        everywhere.remove(self)
+
+    def add(self, loader: Any, /) -> None:
+        hooks: Hooks | None = loader.hooks
+        if hooks is None:
+            loader.listen(hooks := Hooks(()))
+        if self not in hooks.watches:
+            hooks.watches = (*hooks.watches, self)
+
+    def __call__(self, event: Event, /) -> None:
+        if self._hook is not None:
+            self._hook(event)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
+        marker = item.get_closest_marker("anyloader_unbatched")
+        threshold = self._threshold if marker is None else _threshold_of(*marker.args)
+        self._hook = find_unbatched(threshold, self._note) if threshold else None
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self) -> Generator[None, object, object]:
+        result = yield
+        self._tell()
+        return result
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_teardown(self) -> Generator[None, object, object]:
+        self._found.clear()  # of a test that failed by itself
+        try:
+            result = yield
+        finally:
+            self._hook = None
+        self._tell()
+        return result
+
+    def _note(self, message: str, path: str, line: int) -> None:
+        self._found.append(message)
+
+    def _tell(self) -> None:
+        found, self._found = self._found, []
+        if found:
+            pytest.fail("\n".join(found), pytrace=False)
+
+
+def _threshold_of(n: object = None, *more: object) -> int:
+    if more or isinstance(n, bool) or not isinstance(n, int) or n < 0:
+        raise TypeError("the marker anyloader_unbatched takes an int >= 0")
+    return n
