@@ -195,6 +195,11 @@ class Watch(Protocol):
 watches: ContextVar[tuple[Watch, ...]] = ContextVar("anyloader_watches", default=())
 
 
+def without_arguments(loader: str) -> str:
+    """Return a loader's name without the arguments it was bound to: they may be anything, a user's too."""
+    return loader.partition("(")[0]
+
+
 #: Where calls come from that no reader of a report has written.
 _NOT_USERS = ("site-packages", "dist-packages", "<frozen ")
 _NOT_USERS_EITHER = (os.path.dirname(__file__), os.path.dirname(warnings.__file__))

@@ -18,6 +18,7 @@ from ..hooks import (
     ValueCacheFailed,
     ValueCacheHit,
     ValueCacheMiss,
+    without_arguments,
 )
 
 __all__ = ("OTHER", "SECONDS", "SIZES", "End", "Observer", "Pending")
@@ -99,7 +100,7 @@ class Observer(Generic[S]):
         """Return the series of a loader, by its name without the arguments it was bound to."""
         series = self.series.get(loader)
         if series is None:
-            name = loader.partition("(")[0]
+            name = without_arguments(loader)
             if name not in self.series and len(self.series) >= self._most_names:
                 name = OTHER
             series = self.series.get(name)
@@ -141,7 +142,7 @@ class Observer(Generic[S]):
     # Events
 
     def _on_opened(self, event: BatchOpened) -> None:
-        name = event.loader
+        name = without_arguments(event.loader)
         self.batches[event.batch] = Pending(name, self.of(name))
 
     def _on_queued(self, event: LoadQueued) -> None:

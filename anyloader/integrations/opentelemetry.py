@@ -37,7 +37,7 @@ class OpenTelemetryHook:
     callers; what the batch function does is in it. Batches that are never sent have none. Attributes:
 
     - ``graphql.processing.type``: "dataloader_batch"
-    - ``graphql.dataloader.name``
+    - ``graphql.dataloader.name``: without the arguments that a loader was bound to
     - ``graphql.dataloader.batch.size``: the loads of the batch
     - ``graphql.dataloader.cache.miss_count``: of these, the keys that the batch function was given, and
       ``graphql.dataloader.cache.hit_count``: the others, which shared a key or were answered by the value
@@ -47,7 +47,7 @@ class OpenTelemetryHook:
     - ``anyloader.batch.reason``: why it left; ``anyloader.batch.wait``: seconds until its start;
       ``anyloader.batch.cancelled``: whether it was cancelled
 
-    The metrics, all by ``graphql.dataloader.name``, which has no bound arguments there:
+    The metrics, all by ``graphql.dataloader.name``:
 
     - ``anyloader.loads``, by ``anyloader.result``: "hit", "shared" or "miss"
     - ``anyloader.batches``, by ``anyloader.outcome``: "finished", "failed" or "cancelled"; and

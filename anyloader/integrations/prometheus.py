@@ -118,7 +118,7 @@ class _Observer(Observer[_Series]):
         metrics = _Metrics(registry)
 
     def on_hit(self, event: LoadHit) -> None:
-        self.of(event.loader).hits.inc()
+        (self.series.get(event.loader) or self.of(event.loader)).hits.inc()
 
     def queued(self, batch: Pending[_Series], shared: bool) -> None:
         series = batch.series
