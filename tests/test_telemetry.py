@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -364,6 +366,58 @@ async def test_loaders_are_measured_by_few_names(telemetry: Telemetry) -> None:
     }
     assert len(telemetry.named("GraphQL DataLoader Batch c")) == 1
     assert len(telemetry.named(f"GraphQL DataLoader Batch {times_}")) == 2, "without arguments"
+
+
+GLOBAL = """
+import anyio
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+from anyloader import DataLoader
+from anyloader.integrations.opentelemetry import OpenTelemetryHook
+
+async def echo(keys):
+    return keys
+
+async def main(hooks):
+    for hook in hooks:
+        async with DataLoader(echo, name="it", hooks=[hook]) as loader:
+            await loader.load(1)
+
+hooks = [OpenTelemetryHook(), OpenTelemetryHook()]
+reader = InMemoryMetricReader()
+provider = MeterProvider([reader], shutdown_on_exit=False)
+metrics.set_meter_provider(provider)
+hooks += [OpenTelemetryHook(), OpenTelemetryHook(meter_provider=provider)]
+anyio.run(main, hooks)
+for resource in reader.get_metrics_data().resource_metrics:
+    for metric in resource.scope_metrics[0].metrics:
+        if metric.name == "anyloader.keys":
+            print([point.value for point in metric.data.data_points])
+"""
+
+
+@pytest.mark.only_on("asyncio")
+async def test_hooks_count_together_whenever_the_provider_of_the_program_was_set() -> None:
+    pytest.importorskip("opentelemetry.sdk")
+    run = [sys.executable, "-W", "error", "-c", GLOBAL]
+    ended = await anyio.run_process(run, check=False)
+    assert (ended.stdout.decode(), ended.stderr.decode()) == ("[4]\n", "")
+
+
+async def test_hooks_do_not_keep_a_provider() -> None:
+    pytest.importorskip("opentelemetry.sdk")
+    from anyloader.integrations.opentelemetry import _instruments
+
+    gc.collect()
+    before = len(_instruments)
+    telemetry = Telemetry()
+    assert len(_instruments) == before + 1
+    telemetry.meters.shutdown()
+    del telemetry
+    gc.collect()
+    assert len(_instruments) == before
 
 
 async def test_what_is_not_sampled_is_measured_all_the_same(telemetry: Telemetry) -> None:
