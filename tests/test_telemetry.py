@@ -491,6 +491,10 @@ async def test_prometheus_has_the_same_metrics() -> None:
     async with DataLoader(fail, name="bad", hooks=[hook]) as loader:
         await loader.load(1).wait()
 
+    store = Store()
+    async with DataLoader(fail, name="half", value_cache=store, hooks=[hook]) as loader:
+        await loader.load_many([1, 2, 3], return_exceptions=True)
+
     def value(name: str, **labels: str) -> Any:
         return registry.get_sample_value(f"anyloader_{name}", labels)
 
@@ -503,6 +507,7 @@ async def test_prometheus_has_the_same_metrics() -> None:
     assert value("batch_seconds_count", loader="it", outcome="finished") == 1
     assert value("batch_seconds_count", loader="bad", outcome="failed") == 1
     assert value("failed_keys_total", loader="bad") == 1
+    assert value("failed_keys_total", loader="half") == 2
     assert value("failed_keys_total", loader="it") == 0
     assert value("batch_wait_seconds_count", loader="it") == 1
     async with DataLoader(echo, schedule=schedules.manual(), name="no", hooks=[hook]) as manual:

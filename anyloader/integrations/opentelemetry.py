@@ -298,13 +298,9 @@ class _Observer(Observer[_Series]):
             span.set_attributes({"error.type": error, "anyloader.batch.errors": failed})
             span.set_status(trace.StatusCode.ERROR)
 
-    def asked_value_cache(
-        self, series: _Series, batch: Pending[_Series] | None, found: int, missed: int
-    ) -> None:
+    def asked_value_cache(self, series: _Series, found: int, missed: int) -> None:
         series.cache_hits += found
         series.cache_misses += missed
-        if batch is not None:
-            batch.keys -= found
 
     def value_cache_failed(self, series: _Series, operation: str) -> None:
         failures = series.cache_failures

@@ -144,9 +144,7 @@ class _Observer(Observer[_Series]):
         if failed:
             series.failed_keys.inc(failed)
 
-    def asked_value_cache(
-        self, series: _Series, batch: Pending[_Series] | None, found: int, missed: int
-    ) -> None:
+    def asked_value_cache(self, series: _Series, found: int, missed: int) -> None:
         series.value_cache_keys("hit" if found else "miss").inc(found or missed)
 
     def value_cache_failed(self, series: _Series, operation: str) -> None:
