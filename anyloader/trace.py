@@ -35,6 +35,7 @@ from .hooks import (
     ValueCacheFailed,
     ValueCacheHit,
     ValueCacheMiss,
+    without_arguments,
 )
 
 __all__ = (
@@ -123,7 +124,7 @@ class Trace:
     #: The first of them, and how many there were.
     batches: list[TracedBatch] = field(default_factory=list)
     batch_count: int = 0
-    #: The first of each loader, and how many each had.
+    #: The first of each loader, and how many hits each had.
     hits: list[TracedHit] = field(default_factory=list)
     hit_counts: dict[str, int] = field(default_factory=dict)
 
@@ -176,10 +177,10 @@ def record(*, keys: bool = True, most: int = 100) -> Iterator[Trace]:
     To tell by how many rounds a key missed a batch, a callback runs in each of the ten rounds that
     follow one. Nothing else of the program changes.
 
-    :param keys: whether the record may hold excerpts of keys and of the texts of errors; without them it
-        can be shown to everybody
-    :param most: so many loads of each batch and hits of each loader are recorded one by one, and ten
-        times so many batches; of the others only how many there were
+    :param keys: whether the record may hold excerpts of keys, of the texts of errors, and of the
+        arguments that loaders were bound to; without them it can be shown to everybody
+    :param most: so many loads of each batch and hits of each loader are recorded one by one, a hundred
+        times so many in all, and ten times so many batches; of the others only how many there were
     :raises TypeError: if ``most`` is no int
     :raises ValueError: if it is negative
     """
@@ -204,6 +205,9 @@ class _Recorder:
         self.trace = Trace()
         self._keys = keys
         self._most = most
+        self._most_batches = 10 * most
+        #: So many loads and hits more are recorded one by one.
+        self._room = 100 * most
         self._start: float | None = None
         #: By the number in the process.
         self._batches: dict[int, TracedBatch] = {}
@@ -229,8 +233,7 @@ class _Recorder:
             self._now()
         except anyio.NoEventLoopError:
             pass
-        for _, rounds in self._last.values():
-            rounds.stop()
+        self._stop_rounds()
 
     def __call__(self, event: Event) -> None:
         now = self._now()
@@ -244,13 +247,15 @@ class _Recorder:
         if batch is None:
             if isinstance(event, (ValueCacheHit, ValueCacheMiss)):
                 return  # the call went on after the end of its batch
+            if len(self._of_loader) > self._most_batches:
+                self._forget_loaders()
             self.trace.batch_count += 1
-            batch = TracedBatch(event.loader, self.trace.batch_count, now)
+            batch = TracedBatch(self._name(event.loader), self.trace.batch_count, now)
             self._batches[event.batch] = self._of_loader[event.loader] = batch
-            if len(self.trace.batches) < 10 * self._most:
+            if batch.number <= self._most_batches:
                 self.trace.batches.append(batch)
         if isinstance(event, BatchOpened):
-            batch.missed = self._missed(batch)
+            batch.missed = self._missed(event.loader, batch)
         elif isinstance(event, LoadQueued):
             self._note_load(batch, event, now)
         elif isinstance(event, BatchSealed):
@@ -274,7 +279,8 @@ class _Recorder:
     def _note_load(self, batch: TracedBatch, event: LoadQueued, now: float) -> None:
         batch.shared += event.shared
         batch.keys += not event.shared
-        if len(batch.loads) < self._most:
+        if batch.number <= self._most_batches and len(batch.loads) < self._most and self._room:
+            self._room -= 1
             batch.loads.append(TracedLoad(self._key(event.key), now, event.shared))
         self._tasks.setdefault(batch.number, set()).add(_current_task())
 
@@ -291,14 +297,31 @@ class _Recorder:
 
     def _forget(self, batch: TracedBatch, number: int) -> None:
         """A batch has ended: keep it if it is in the record."""
-        if batch.number > 10 * self._most:
+        if batch.number > self._most_batches:
             del self._batches[number]
 
     def _note_hit(self, event: LoadHit, now: float) -> None:
         counts = self.trace.hit_counts
-        counts[event.loader] = counts.get(event.loader, 0) + 1
-        if counts[event.loader] <= self._most:
-            self.trace.hits.append(TracedHit(event.loader, self._key(event.key), now))
+        name = self._name(event.loader)
+        if name not in counts and len(counts) >= self._most_batches:
+            name = "other loaders"
+        counts[name] = counts.get(name, 0) + 1
+        if counts[name] <= self._most and self._room:
+            self._room -= 1
+            self.trace.hits.append(TracedHit(name, self._key(event.key), now))
+
+    def _forget_loaders(self) -> None:
+        """Names with arguments may be many: what came before is not compared with what comes now."""
+        self._stop_rounds()
+        for known in self._of_loader, self._last, self._tasks:
+            known.clear()
+
+    def _stop_rounds(self) -> None:
+        for _, rounds in self._last.values():
+            rounds.stop()
+
+    def _name(self, loader: str) -> str:
+        return loader if self._keys else without_arguments(loader)
 
     def _key(self, key: object) -> str:
         return excerpt(key) if self._keys else "a key"
@@ -311,13 +334,13 @@ class _Recorder:
         # On the way out of a scope no batch is there to tell of; the last one says it.
         last = self._of_loader.get(event.loader)
         batch = self._batches.get(event.batch, last)
-        if batch is not None:
+        if batch is not None and len(batch.failures) < 10:
             batch.failures.append(f"{event.operation}: {self._describe(event.error)}")
 
-    def _missed(self, batch: TracedBatch) -> TracedMiss | None:
-        if batch.loader not in self._last:
+    def _missed(self, loader: str, batch: TracedBatch) -> TracedMiss | None:
+        if loader not in self._last:
             return None
-        last, rounds = self._last[batch.loader]
+        last, rounds = self._last[loader]
         if last.reason == "full" or last.sealed is None:
             return None
         same_task = _current_task() in self._tasks.get(last.number, ())
@@ -456,7 +479,7 @@ def _wait(batch: TracedBatch, load: TracedLoad) -> str:
     return _time(max(0, batch.ended - load.at))
 
 
-#: How many loads of a batch a picture has room for; the table of the page has all.
+#: How many loads of a batch a terminal has room for; the page has all that are recorded.
 _MOST_LOADS = 12
 
 # Text
@@ -500,160 +523,6 @@ def _column(trace: Trace, time: float, room: int, *, up: bool = False) -> int:
     return min(math.ceil(share * room), room) if up else min(int(share * room), room - 1)
 
 
-# SVG
-
-_WIDTH, _LEFT, _RIGHT = 960, 190, 16
-_ROW, _LINE, _TOP = 36, 15, 62
-
-_COLOURS_LIGHT = ("#2f6fde", "#b3560b", "#217a3c", "#7c4bc0", "#0b7a7a", "#b8326b")
-_COLOURS_DARK = ("#6ea8fe", "#f0a35e", "#6cc788", "#b794f4", "#5cc9c9", "#f08ab8")
-
-
-def _style() -> str:
-    def colours(values: Sequence[str]) -> str:
-        return "".join(f".l{i}{{--loader:{value}}}" for i, value in enumerate(values))
-
-    light = "--bg:#ffffff;--fg:#1f2328;--dim:#59636e;--grid:#d8dee4;--bad:#cf222e"
-    dark = "--bg:#0d1117;--fg:#e6edf3;--dim:#9aa4af;--grid:#30363d;--bad:#ff7b72"
-    return (
-        f".trace{{{light}}}{colours(_COLOURS_LIGHT)}"
-        f"@media(prefers-color-scheme:dark){{.trace{{{dark}}}{colours(_COLOURS_DARK)}}}"
-        ".trace{font:12px system-ui,sans-serif}"
-        # An edge in the colour of the ground, so that lines of the grid do not run through words.
-        ".trace text{fill:var(--fg);paint-order:stroke;stroke:var(--bg);stroke-width:4}"
-        ".trace .dim{fill:var(--dim);font-size:11px}"
-        ".trace .name{font-weight:600}.trace .bad{fill:var(--bad)}"
-        ".trace .grid{stroke:var(--grid)}.trace .bg{fill:var(--bg)}"
-        ".trace .open{fill:var(--loader);fill-opacity:.3}"
-        ".trace .waits{fill:var(--grid);stroke:var(--dim);stroke-width:.5}"
-        ".trace .runs{fill:var(--loader)}.trace .failed{stroke:var(--bad);stroke-width:2}"
-        ".trace .load{stroke:var(--loader);stroke-opacity:.55}"
-        ".trace .key{fill:var(--loader)}"
-        ".trace .shared{fill:var(--bg);stroke:var(--loader);stroke-width:1.5}"
-    )
-
-
-def _svg(trace: Trace) -> str:
-    loaders: dict[str, int] = {}
-    names = [*(batch.loader for batch in trace.batches), *trace.hit_counts]
-    for name in names:
-        loaders.setdefault(name, len(loaders) % len(_COLOURS_LIGHT))
-    plot = _WIDTH - _LEFT - _RIGHT
-
-    def x(time: float) -> str:
-        return f"{_LEFT + (time / trace.duration * plot if trace.duration else 0):.1f}"
-
-    body: list[str] = []
-    y = _TOP
-    for batch in trace.batches:
-        body += _svg_batch(trace, batch, loaders[batch.loader], x, y)
-        shown = len(batch.loads[:_MOST_LOADS])
-        y += _ROW + _LINE * (shown + (batch.keys + batch.shared > shown)) + 8
-    for loader, count in trace.hit_counts.items():
-        hits = [hit for hit in trace.hits if hit.loader == loader]
-        body += _svg_hits(loader, count, hits, loaders[loader], x, y)
-        y += _ROW + 4
-    height = y + 44
-    axis = []
-    for time in _ticks(trace.duration):
-        axis.append(f'<line class="grid" x1="{x(time)}" x2="{x(time)}" y1="46" y2="{y}"/>')
-        axis.append(_label(x(time), 40, _time(time) if time else "0", "dim", "middle"))
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" class="trace" width="{_WIDTH}" '
-            f'height="{height}" viewBox="0 0 {_WIDTH} {height}" role="img">',
-            f"<title>{escape(_summary(trace))}</title>",
-            f"<style>{_style()}</style>",
-            f'<rect class="bg" width="{_WIDTH}" height="{height}"/>',
-            _label("16", 22, _summary(trace), "name"),
-            *axis,
-            *body,
-            *_svg_legend(height - 16),
-            "</svg>\n",
-        ]
-    )
-
-
-def _label(x: str, y: float, text: str, kind: str, anchor: str = "start") -> str:
-    return f'<text x="{x}" y="{y}" class="{kind}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _svg_batch(trace: Trace, batch: TracedBatch, colour: int, x: Any, y: int) -> Iterator[str]:
-    facts = " · ".join(_facts(batch))
-    bad = batch.outcome in ("failed", "cancelled") or batch.errors > 0
-    yield f'<g class="l{colour}"><title>{escape(f"{_title(batch)}: {facts}")}</title>'
-    yield (
-        f'<text x="16" y="{y + 4}"><tspan class="name">{escape(_title(batch))}</tspan>'
-        f'<tspan class="dim{" bad" if bad else ""}" dx="10">{escape(_clean(facts, 125))}</tspan>'
-        "</text>"
-    )
-    for what, start, end in _phases(trace, batch):
-        width = max(float(x(end)) - float(x(start)), 1.5)
-        kind = f"{what} failed" if bad and what == "runs" else what
-        yield f'<rect class="{kind}" x="{x(start)}" y="{y + 11}" width="{width:.1f}" height="12"/>'
-    end = trace.duration if batch.ended is None else batch.ended
-    for line, load in enumerate(batch.loads[:_MOST_LOADS]):
-        middle = y + _ROW + _LINE * line
-        yield _label("28", middle + 4, _clean(load.key, 16), "dim")
-        yield _label(str(_LEFT - 12), middle + 4, _wait(batch, load), "dim", "end")
-        yield (
-            f'<line class="load" x1="{x(load.at)}" x2="{x(max(end, load.at))}" '
-            f'y1="{middle}" y2="{middle}"/>'
-        )
-        kind = "shared" if load.shared else "key"
-        yield f'<circle class="{kind}" cx="{x(load.at)}" cy="{middle}" r="3.5"/>'
-    shown = len(batch.loads[:_MOST_LOADS])
-    more = batch.keys + batch.shared - shown
-    if more:
-        middle = y + _ROW + _LINE * shown
-        yield _label("28", middle + 4, f"and {_count(more, 'more load', 'more loads')}", "dim")
-    yield "</g>"
-
-
-def _svg_hits(
-    loader: str, count: int, hits: list[TracedHit], colour: int, x: Any, y: int
-) -> Iterator[str]:
-    yield f'<g class="l{colour}"><text x="16" y="{y + 4}">'
-    yield f'<tspan class="name">{escape(_clean(loader, 60))}</tspan>'
-    yield f'<tspan class="dim" dx="10">{_count(count, "hit")}</tspan></text>'
-    for hit in hits:
-        title = escape(f"{_clean(hit.key, 60)} at {_time(hit.at)}")
-        yield _diamond(float(x(hit.at)), y + 17, title)
-    yield "</g>"
-
-
-def _diamond(x: float, y: float, title: str) -> str:
-    points = f"M{x:.1f} {y - 5}l5 5l-5 5l-5 -5z"
-    return f'<path class="key" d="{points}"><title>{title}</title></path>'
-
-
-def _svg_legend(y: int) -> Iterator[str]:
-    yield '<g class="l0">'
-    for left, kind, text in (
-        (16, "open", "open for keys"),
-        (136, "waits", "waits for the limiter"),
-        (296, "runs", "runs"),
-    ):
-        yield f'<rect class="{kind}" x="{left}" y="{y - 10}" width="18" height="12"/>'
-        yield _label(str(left + 24), y, text, "dim")
-    for left, kind, text in (380, "key", "a load with its wait"), (526, "shared", "shares a key"):
-        yield f'<circle class="{kind}" cx="{left}" cy="{y - 4}" r="3.5"/>'
-        yield _label(str(left + 9), y, text, "dim")
-    yield _diamond(640, y - 4, "hit")
-    yield _label("650", y, "hit", "dim")
-    yield "</g>"
-
-
-def _ticks(duration: float) -> list[float]:
-    """Return some round times, from 0 on."""
-    if duration <= 0:
-        return [0]
-    rough = duration / 6
-    power = 10 ** math.floor(math.log10(rough))
-    step = next(power * n for n in (1, 2, 5, 10) if power * n >= rough * 0.999)
-    return [step * i for i in range(int(duration / step * 1.000001) + 1)]
-
-
 # Trace events
 
 
@@ -683,55 +552,132 @@ def _chrome(trace: Trace) -> dict[str, Any]:
 
 # HTML
 
+_COLOURS_LIGHT = ("#2f6fde", "#b3560b", "#217a3c", "#7c4bc0", "#0b7a7a", "#b8326b")
+_COLOURS_DARK = ("#6ea8fe", "#f0a35e", "#6cc788", "#b794f4", "#5cc9c9", "#f08ab8")
+
+_STYLE = (
+    "body{margin:1rem;font:13px system-ui,sans-serif;background:var(--bg);color:var(--fg)}"
+    # On a narrow screen the table scrolls: smaller, nothing in it could be told apart.
+    "main{overflow-x:auto;padding-right:8px}table{border-collapse:collapse;width:100%;min-width:60rem}"
+    "td,th{padding:.1rem .7rem .1rem 0;text-align:left;overflow-wrap:anywhere;font-weight:400}"
+    "td:nth-child(2),td:nth-child(3){white-space:nowrap;font-variant-numeric:tabular-nums}"
+    "h1{font-size:1.1em}thead th,.facts{color:var(--dim)}.batch th{padding-top:.7rem}"
+    ".bad{color:var(--bad)}.track{position:relative;width:60%;padding:0;background:"
+    "repeating-linear-gradient(90deg,var(--grid) 0 1px,#0000 1px var(--step))}"
+    # A thing that begins with the last moment of the record is seen all the same.
+    ".track i{position:absolute;min-width:2px}"
+    ".track span{position:absolute;bottom:0;padding-left:3px;white-space:nowrap}"
+    ".open,.waits,.runs{height:12px;bottom:3px;background:var(--loader)}.open{opacity:.3}"
+    ".waits{background:var(--grid);outline:1px solid var(--dim);outline-offset:-1px}"
+    ".runs.failed{outline:2px solid var(--bad);outline-offset:-2px}"
+    ".load{height:1px;top:50%;background:var(--loader)}"
+    ".load::before,.hit{content:'';position:absolute;left:-3px;top:-3px;width:7px;height:7px;"
+    "border-radius:50%;background:var(--loader)}"
+    ".shared::before{width:4px;height:4px;border:1.5px solid var(--loader);background:var(--bg)}"
+    ".hit{top:calc(50% - 3px);margin-left:-3px;border-radius:0;transform:rotate(45deg)}"
+    "footer i{display:inline-block;position:relative!important;inset:auto!important;"
+    "width:18px;margin:0 .4rem 0 1.2rem}footer .hit{width:7px;margin-left:1.2rem}footer .load{top:-4px!important}"
+)
+
+
+def _colours(name: str, ground: str, colours: Sequence[str]) -> str:
+    loaders = "".join(f".l{i}{{--loader:{colour}}}" for i, colour in enumerate(colours))
+    return f"{name}{{{ground}}}{loaders}"
+
 
 def _html(trace: Trace) -> str:
-    rows = []
-    for batch in trace.batches:
-        facts = escape(" · ".join(_facts(batch)))
-        rows.append(f'<tr class="batch"><th colspan="4">{escape(_title(batch))}: {facts}</th></tr>')
-        for load in batch.loads:
-            how = "shared" if load.shared else ""
-            rows.append(_html_row(load.key, load.at, _wait(batch, load), how))
-        more = batch.keys + batch.shared - len(batch.loads)
-        if more:
-            rows.append(f'<tr><td colspan="4">and {more} more</td></tr>')
-    if trace.batch_count > len(trace.batches):
-        more = trace.batch_count - len(trace.batches)
-        rows.append(f'<tr class="batch"><th colspan="4">and {more} more batches</th></tr>')
-    for loader, count in trace.hit_counts.items():
-        title = f"{_count(count, 'hit')} of {_clean(loader, 60)}"
-        rows.append(f'<tr class="batch"><th colspan="4">{escape(title)}</th></tr>')
-    for hit in trace.hits:
-        rows.append(_html_row(hit.key, hit.at, "0", f"hit of {_clean(hit.loader, 60)}"))
+    light = "--bg:#ffffff;--fg:#1f2328;--dim:#59636e;--grid:#d8dee4;--bad:#cf222e"
+    dark = "--bg:#0d1117;--fg:#e6edf3;--dim:#9aa4af;--grid:#30363d;--bad:#ff7b72"
+    style = _colours(":root", light, _COLOURS_LIGHT) + _STYLE
+    style += f"@media(prefers-color-scheme:dark){{{_colours(':root', dark, _COLOURS_DARK)}}}"
+    ticks = _ticks(trace.duration)
+    step = _share(trace, ticks[1]) if len(ticks) > 1 else 100
+    axis = [
+        f'<span style="left:{_share(trace, time)}%">{_time(time) if time else "0"}</span>'
+        for time in ticks
+        if _share(trace, time) < 95  # or it has no room
+    ]
     return "\n".join(
         [
             "<!DOCTYPE html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width">',
-            '<meta name="color-scheme" content="light dark">',
+            '<html lang="en"><head><meta charset="utf-8"/>',
+            '<meta name="viewport" content="width=device-width"/>',
+            '<meta name="color-scheme" content="light dark"/>',
             f"<title>{escape(_summary(trace))}</title>",
-            f"<style>{_PAGE_STYLE}</style></head><body>",
-            f'<div class="picture">{_svg(trace)}</div>',
-            "<table><thead><tr><th>key</th><th>at</th><th>waited</th><th></th></tr></thead><tbody>",
-            *rows,
-            "</tbody></table></body></html>\n",
+            f"<style>{style}</style></head><body><main><h1>{escape(_summary(trace))}</h1>",
+            f'<table style="--step:{step}%"><thead><tr><th>key</th><th>at</th><th>waited</th>',
+            f'<th class="track">{"".join(axis)}</th></tr></thead><tbody>',
+            *_html_rows(trace),
+            '</tbody></table></main><footer class="l0"><p><i class="open"></i>open for keys',
+            '<i class="waits"></i>waits for the limiter<i class="runs"></i>runs',
+            '<i class="load"></i>a load with its wait<i class="load shared"></i>shares a key',
+            '<i class="hit"></i>hit</p></footer></body></html>\n',
         ]
     )
 
 
-def _html_row(key: str, at: float, waited: str, how: str) -> str:
-    cells = (escape(_clean(key, 200)), _time(at), waited, escape(how))
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+def _html_rows(trace: Trace) -> Iterator[str]:
+    names = [*(batch.loader for batch in trace.batches), *trace.hit_counts]
+    colours = {name: i % len(_COLOURS_LIGHT) for i, name in enumerate(dict.fromkeys(names))}
+    for batch in trace.batches:
+        colour = colours[batch.loader]
+        bad = batch.outcome in ("failed", "cancelled") or batch.errors > 0
+        bars = [
+            _bar(trace, f"{what} failed" if bad and what == "runs" else what, start, end)
+            for what, start, end in _phases(trace, batch)
+        ]
+        yield _html_head(colour, _title(batch), " · ".join(_facts(batch)), bad, bars)
+        for load in batch.loads:
+            end = trace.duration if batch.ended is None else batch.ended
+            bar = _bar(trace, "load shared" if load.shared else "load", load.at, max(end, load.at))
+            yield _html_row(colour, load.key, load.at, _wait(batch, load), bar)
+        yield from _html_more(batch.keys + batch.shared - len(batch.loads), "loads")
+    yield from _html_more(trace.batch_count - len(trace.batches), "batches")
+    for loader, count in trace.hit_counts.items():
+        hits = [hit for hit in trace.hits if hit.loader == loader]
+        marks = [_bar(trace, "hit", hit.at, hit.at) for hit in hits]
+        yield _html_head(colours[loader], _clean(loader, 60), _count(count, "hit"), False, marks)
+        for hit, mark in zip(hits, marks):
+            yield _html_row(colours[loader], hit.key, hit.at, "0", mark)
+        yield from _html_more(count - len(hits), "hits")
 
 
-_PAGE_STYLE = (
-    "body{margin:1rem;font:14px system-ui,sans-serif;background:#fff;color:#1f2328}"
-    # On a narrow screen the picture scrolls: smaller, its words could not be read.
-    ".picture{overflow-x:auto}svg{display:block;max-width:100%;min-width:46rem;height:auto}"
-    "table{border-collapse:collapse;margin-top:1rem}"
-    "td,th{padding:.15rem .8rem;text-align:left;font-variant-numeric:tabular-nums}"
-    "td:nth-child(2),td:nth-child(3){white-space:nowrap}td,th{overflow-wrap:anywhere}"
-    ".batch th{padding-top:.7rem;font-weight:600}thead th{font-weight:400;color:#59636e}"
-    "@media(prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}"
-    "thead th{color:#9aa4af}}"
-)
+def _share(trace: Trace, time: float) -> float:
+    """Return where this time is, in percent."""
+    return round(100 * time / trace.duration, 2) if trace.duration else 0
+
+
+def _bar(trace: Trace, kind: str, start: float, end: float) -> str:
+    left = _share(trace, start)
+    width = "" if kind == "hit" else f";width:{_share(trace, end) - left:.4g}%"
+    return f'<i class="{kind}" style="left:{left}%{width}"></i>'
+
+
+def _html_head(colour: int, title: str, facts: str, bad: bool, bars: list[str]) -> str:
+    kind = "facts bad" if bad else "facts"
+    return (
+        f'<tr class="batch l{colour}"><th colspan="3"><b>{escape(title)}</b> '
+        f'<span class="{kind}">{escape(facts)}</span></th><td class="track">{"".join(bars)}</td></tr>'
+    )
+
+
+def _html_row(colour: int, key: str, at: float, waited: str, bar: str) -> str:
+    return (
+        f'<tr class="l{colour}"><td>{escape(_clean(key, 200))}</td><td>{_time(at)}</td>'
+        f'<td>{waited}</td><td class="track">{bar}</td></tr>'
+    )
+
+
+def _html_more(more: int, things: str) -> Iterator[str]:
+    if more:
+        yield f'<tr class="facts"><td colspan="4">and {more} more {things}</td></tr>'
+
+
+def _ticks(duration: float) -> list[float]:
+    """Return some round times, from 0 on."""
+    if duration <= 0:
+        return [0]
+    rough = duration / 6
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(power * n for n in (1, 2, 5, 10) if power * n >= rough * 0.999)
+    return [step * i for i in range(int(duration / step * 1.000001) + 1)]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import anyio
@@ -362,6 +365,59 @@ async def test_loaders_are_measured_by_few_names(telemetry: Telemetry) -> None:
         "other": 2,
     }
     assert len(telemetry.named("GraphQL DataLoader Batch c")) == 1
+    assert len(telemetry.named(f"GraphQL DataLoader Batch {times_}")) == 2, "without arguments"
+
+
+GLOBAL = """
+import anyio
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+from anyloader import DataLoader
+from anyloader.integrations.opentelemetry import OpenTelemetryHook
+
+async def echo(keys):
+    return keys
+
+async def main(hooks):
+    for hook in hooks:
+        async with DataLoader(echo, name="it", hooks=[hook]) as loader:
+            await loader.load(1)
+
+hooks = [OpenTelemetryHook(), OpenTelemetryHook()]
+reader = InMemoryMetricReader()
+provider = MeterProvider([reader], shutdown_on_exit=False)
+metrics.set_meter_provider(provider)
+hooks += [OpenTelemetryHook(), OpenTelemetryHook(meter_provider=provider)]
+anyio.run(main, hooks)
+for resource in reader.get_metrics_data().resource_metrics:
+    for metric in resource.scope_metrics[0].metrics:
+        if metric.name == "anyloader.keys":
+            print([point.value for point in metric.data.data_points])
+"""
+
+
+@pytest.mark.only_on("asyncio")
+async def test_hooks_count_together_whenever_the_provider_of_the_program_was_set() -> None:
+    pytest.importorskip("opentelemetry.sdk")
+    run = [sys.executable, "-W", "error", "-c", GLOBAL]
+    ended = await anyio.run_process(run, check=False)
+    assert (ended.stdout.decode(), ended.stderr.decode()) == ("[4]\n", "")
+
+
+async def test_hooks_do_not_keep_a_provider() -> None:
+    pytest.importorskip("opentelemetry.sdk")
+    from anyloader.integrations.opentelemetry import _instruments
+
+    gc.collect()
+    before = len(_instruments)
+    telemetry = Telemetry()
+    assert len(_instruments) == before + 1
+    telemetry.meters.shutdown()
+    del telemetry
+    gc.collect()
+    assert len(_instruments) == before
 
 
 async def test_what_is_not_sampled_is_measured_all_the_same(telemetry: Telemetry) -> None:
@@ -435,6 +491,10 @@ async def test_prometheus_has_the_same_metrics() -> None:
     async with DataLoader(fail, name="bad", hooks=[hook]) as loader:
         await loader.load(1).wait()
 
+    store = Store()
+    async with DataLoader(fail, name="half", value_cache=store, hooks=[hook]) as loader:
+        await loader.load_many([1, 2, 3], return_exceptions=True)
+
     def value(name: str, **labels: str) -> Any:
         return registry.get_sample_value(f"anyloader_{name}", labels)
 
@@ -447,6 +507,7 @@ async def test_prometheus_has_the_same_metrics() -> None:
     assert value("batch_seconds_count", loader="it", outcome="finished") == 1
     assert value("batch_seconds_count", loader="bad", outcome="failed") == 1
     assert value("failed_keys_total", loader="bad") == 1
+    assert value("failed_keys_total", loader="half") == 2
     assert value("failed_keys_total", loader="it") == 0
     assert value("batch_wait_seconds_count", loader="it") == 1
     async with DataLoader(echo, schedule=schedules.manual(), name="no", hooks=[hook]) as manual:
@@ -454,3 +515,100 @@ async def test_prometheus_has_the_same_metrics() -> None:
     assert value("batch_seconds_count", loader="no", outcome="cancelled") is None
     handler: Any = hook._handlers[BatchOpened]
     assert handler.__self__.batches == {}
+
+
+async def test_statistics_count_errors_and_what_the_value_cache_had() -> None:
+    async def fetch(keys: list[int]) -> list[Any]:
+        if keys == [2, 3]:
+            return [2, ValueError()]
+        raise ValueError
+
+    async with LoaderScope() as scope:
+        with_store = DataLoader(fetch, name="with store", value_cache=Store())
+        await with_store.load_many([1, 2, 3], return_exceptions=True)
+        plain = scope.get(fetch)
+        await plain.load_many([4, 5], return_exceptions=True)
+        now = with_store.statistics()
+        assert (now.errors, now.value_cache_hits, now.value_cache_misses) == (1, 1, 2)
+        now = scope.statistics()
+        assert (now.errors, now.value_cache_hits, now.value_cache_misses) == (3, 1, 2)
+        names = [loader.name for loader in scope.loaders()]
+        assert names == ["with store", plain.name]
+
+
+# --- One line for a service ---
+
+
+@batch_loader(name="users")
+async def fetch_users(keys: list[int]) -> list[str]:
+    return [f"user {key}" for key in keys]
+
+
+async def request(make_scope: Callable[[], LoaderScope]) -> None:
+    httpx = pytest.importorskip("httpx")
+    from anyloader.integrations.asgi import LoaderScopeMiddleware
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await fetch_users.load_many([1, 2])
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    transport = httpx.ASGITransport(LoaderScopeMiddleware(app, make_scope=make_scope))
+    async with httpx.AsyncClient(transport=transport, base_url="http://it") as client:
+        assert (await client.get("/")).status_code == 204
+
+
+async def strawberry_operation(make_scope: Callable[[], LoaderScope]) -> None:
+    strawberry = pytest.importorskip("strawberry")
+    from anyloader.integrations.strawberry import AnyioExecutionContext, LoaderScopeExtension
+
+    async def user(id: int) -> str:
+        return await fetch_users.load(id)
+
+    query = strawberry.type(
+        type("Query", (), {"user": strawberry.field(resolver=user), "__annotations__": {}})
+    )
+    extension = partial(LoaderScopeExtension, make_scope=make_scope)
+    schema = strawberry.Schema(
+        query, extensions=[extension], execution_context_class=AnyioExecutionContext
+    )
+    result = await schema.execute("{a: user(id: 1) b: user(id: 2)}")
+    assert result.data == {"a": "user 1", "b": "user 2"}
+
+
+async def graphql_core_operation(make_scope: Callable[[], LoaderScope]) -> None:
+    graphql = pytest.importorskip("graphql")
+    from anyloader.integrations.graphql import AnyioExecutor
+
+    class Executor(AnyioExecutor):
+        pass
+
+    Executor.make_scope = staticmethod(make_scope)
+    schema = graphql.build_schema("type Query {user(id: Int!): String}")
+    root = {"user": lambda _info, id: fetch_users.load(id)}
+    document = graphql.parse("{a: user(id: 1) b: user(id: 2)}")
+    option = "executor_class" if graphql.version_info >= (3, 3) else "execution_context_class"
+    result = graphql.execute(schema, document, root, **{option: Executor})
+    assert (await result).data == {"a": "user 1", "b": "user 2"}
+
+
+async def job(make_scope: Callable[[], LoaderScope]) -> None:
+    async with make_scope():
+        await fetch_users.load_many([1, 2])
+
+
+@pytest.mark.parametrize("use_it", [request, strawberry_operation, graphql_core_operation, job])
+async def test_one_line_observes_all_loaders_of_a_service(
+    telemetry: Telemetry, use_it: Callable[[Callable[[], LoaderScope]], Any]
+) -> None:
+    client = pytest.importorskip("prometheus_client")
+    from anyloader.integrations.prometheus import PrometheusHook
+
+    registry = client.CollectorRegistry()
+    hooks: list[Any] = [telemetry.hook, PrometheusHook(registry=registry)]
+    for times in 1, 2:
+        await use_it(lambda: LoaderScope(hooks=hooks))
+        spans = telemetry.named("GraphQL DataLoader Batch users")
+        assert [span.attributes["graphql.dataloader.batch.size"] for span in spans] == [2] * times
+        sent = registry.get_sample_value("anyloader_batch_size_sum", {"loader": "users"})
+        assert sent == 2 * times

@@ -372,8 +372,8 @@ SAMPLE = Trace(
 )
 
 
-def picture(trace: Trace) -> str:
-    return trace.html().partition('<div class="picture">')[2].partition("</div>")[0]
+def page(trace: Trace) -> ElementTree.Element:
+    return ElementTree.fromstring(trace.html())
 
 
 TEXT = """\
@@ -402,34 +402,32 @@ def test_the_text_is_as_it_should_be() -> None:
     )
 
 
-SVG = "{http://www.w3.org/2000/svg}"
-
-
-def test_the_picture_has_a_bar_for_each_part_of_a_batch_and_a_mark_for_each_load() -> None:
-    root = ElementTree.fromstring(picture(SAMPLE))
-    groups = list(root.iter(f"{SVG}g"))[:-1]  # the last one is the legend
-    marks = [
-        [each.get("class") for each in group if each.tag in (f"{SVG}rect", f"{SVG}circle")]
-        for group in groups
-    ]
+def test_the_page_has_a_bar_for_each_part_of_a_batch_and_a_mark_for_each_load() -> None:
+    rows = list(page(SAMPLE).iter("tr"))[1:]
+    marks = [[each.get("class") for each in row.iter("i")] for row in rows]
     assert marks == [
-        ["open", "runs", "key", "key", "shared"],
-        ["open", "waits", "runs failed", "key"],
-        ["open", *["key"] * 12],
-        [],
+        ["open", "runs"],
+        *(["load"], ["load"], ["load shared"]),
+        ["open", "waits", "runs failed"],
+        ["load"],
+        ["open"],
+        *[["load"]] * 20,
+        ["hit"],
+        ["hit"],
     ]
-    assert "and 8 more loads" in picture(SAMPLE)
-    assert len(list(root.iter(f"{SVG}path"))) == 2  # the hit, and that of the legend
-    width = float(root.get("width", ""))
-    for bar in root.iter(f"{SVG}rect"):
-        assert 0 <= float(bar.get("x", "0")) + float(bar.get("width", "")) <= width
+    for bar in (bar for row in rows for bar in row.iter("i")):
+        places = re.findall(r"(?:left|width):([0-9.]+)%", bar.get("style", ""))
+        assert len(places) == 1 + (bar.get("class") != "hit")
+        assert 0 <= sum(map(float, places)) <= 100.001
+    cells = ["".join(cell.itertext()) for cell in rows[5]]
+    assert cells == ["3", "500 µs", "19.5 ms", ""]
+    assert "users #2 1 key · left as it was full · 19.5 ms" in "".join(rows[4].itertext())
 
 
 def test_a_page_needs_no_other_file_and_knows_light_and_dark() -> None:
-    page = SAMPLE.html().replace("http://www.w3.org/2000/svg", "")
     for outside in ("://", "url(", "@import", "href", "src=", "<script"):
-        assert outside not in page
-    assert page.count("prefers-color-scheme:dark") == 2
+        assert outside not in SAMPLE.html()
+    assert SAMPLE.html().count("prefers-color-scheme:dark") == 1
 
 
 def contrast(one: str, other: str) -> float:
@@ -443,7 +441,7 @@ def contrast(one: str, other: str) -> float:
 
 
 def test_text_and_bars_stand_out_in_light_and_in_dark() -> None:
-    css = re.findall(r"<style>(.*)</style>", picture(SAMPLE))[0]
+    css = re.findall(r"<style>(.*)</style>", SAMPLE.html())[0]
     light, dark = css.split("@media")
     for part in (light, dark.partition("}}")[0]):
         colours = dict(re.findall(r"--(bg|fg|dim|bad):(#\w{6})", part))
@@ -466,7 +464,7 @@ def test_names_and_keys_do_no_harm_whatever_is_in_them() -> None:
     for shown in (trace.text(), trace.html(), trace.chrome()):
         shown.encode()
         assert not set(shown) & {"\x00", "\x1b", "\u202e"}
-    ElementTree.fromstring(picture(trace))
+    page(trace)
     assert "<b " not in trace.html()
 
 
@@ -497,32 +495,26 @@ def test_of_many_hits_the_text_shows_the_first_ones() -> None:
 def test_an_empty_record_can_be_shown() -> None:
     trace = Trace()
     assert trace.text().startswith("0 loads, 0 batches, 0 hits, 0 µs\n")
-    ElementTree.fromstring(picture(trace))
+    page(trace)
     assert json.loads(trace.chrome())["traceEvents"] == []
 
 
-async def hit_many(keys: int, hits: int, **options: Any) -> Trace:
-    with record(**options) as trace:
-        async with DataLoader(echo, name="it") as loader:
-            for _ in range(2):
-                await loader.load_many(range(1, keys + 1))
-            for key in range(hits - keys):
-                await loader.load(key % keys + 1)
-    return trace
-
-
 async def test_of_much_only_how_much_it_was_is_recorded() -> None:
-    trace = await hit_many(1000, 10_000)
+    with record() as trace:
+        async with DataLoader(echo, name="it") as loader:
+            for _ in range(96):
+                await loader.load_many(range(1, 1001))
     (batch,) = trace.batches
     assert (batch.keys, batch.shared, len(batch.loads)) == (1000, 0, 100)
-    assert trace.hit_counts == {"it": 10_000}
+    assert trace.hit_counts == {"it": 95_000}
     assert len(trace.hits) == 100
-    assert trace.text().startswith("11000 loads, 1 batch, 10000 hits, ")
+    assert trace.text().startswith("96000 loads, 1 batch, 95000 hits, ")
     assert "and 988 more" in trace.text()
-    assert "and 9988 more" in trace.text()
+    assert "and 94988 more" in trace.text()
     for shown in (trace.html(), trace.chrome()):
         assert len(shown) < 100_000
-    assert "and 900 more" in trace.html()
+    assert "and 900 more loads" in trace.html()
+    assert "and 94900 more hits" in trace.html()
 
 
 async def test_of_many_batches_the_first_are_recorded() -> None:
@@ -536,12 +528,54 @@ async def test_of_many_batches_the_first_are_recorded() -> None:
     assert "and 10 more batches" in trace.html()
 
 
+async def test_of_many_names_of_loaders_the_first_are_told_apart() -> None:
+    with record(most=1) as trace:
+        for number in range(30):
+            async with DataLoader(echo, name=f"it({number})") as loader:
+                for _ in range(2):
+                    await loader.load(1)
+    assert len(trace.hit_counts) == 11
+    assert trace.hit_counts["other loaders"] == 20
+    assert [batch.missed for batch in trace.batches] == [None] * 10
+
+
+async def test_all_loads_and_hits_together_are_bounded() -> None:
+    with record(most=12) as trace:
+        async with DataLoader(echo, cache=False, schedule=schedules.manual()) as loader:
+            for _ in range(150):
+                loads = loader.load_many(range(12))
+                loader.dispatch()
+                await loads
+    assert (len(trace.batches), trace.batch_count) == (120, 150)
+    assert sum(len(batch.loads) for batch in trace.batches) == 1200
+
+
+async def test_failures_of_a_value_cache_are_bounded() -> None:
+    class Store:
+        async def get_many(self, keys: Sequence[int]) -> Mapping[int, int]:
+            raise OSError
+
+        async def set_many(self, items: Mapping[int, int]) -> None: ...
+
+        async def delete_many(self, keys: Sequence[int]) -> None:
+            raise OSError
+
+    with record() as trace:
+        for number in range(30):
+            async with DataLoader(echo, name="it", value_cache=Store()) as loader:
+                loader.clear(1)
+                if number == 0:
+                    await loader.load(1)
+    (batch,) = trace.batches
+    assert len(batch.failures) == 10
+
+
 async def test_a_record_can_do_without_keys_and_texts() -> None:
     async def fail(keys: list[str]) -> list[str]:
         raise ValueError("secret row")
 
     with record(keys=False) as trace:
-        async with DataLoader(fail, name="it") as loader, DataLoader(echo) as other:
+        async with DataLoader(fail, name="it(user='secret')") as loader, DataLoader(echo) as other:
             await loader.load("secret key").wait()
             for _ in range(2):
                 await other.load(31415)

@@ -18,6 +18,7 @@ from ..hooks import (
     ValueCacheFailed,
     ValueCacheHit,
     ValueCacheMiss,
+    without_arguments,
 )
 
 __all__ = ("OTHER", "SECONDS", "SIZES", "End", "Observer", "Pending")
@@ -57,7 +58,7 @@ class Pending(Generic[S]):
         self.opened = time.perf_counter()
         self.started: Any = None
         self.loads = 0
-        #: How many are queued; from the start on, how many were sent.
+        #: How many are queued; from the start on, how many were sent, without those a value cache had.
         self.keys = 0
         self.reason = ""
         # Of the one hook that makes spans.
@@ -99,7 +100,7 @@ class Observer(Generic[S]):
         """Return the series of a loader, by its name without the arguments it was bound to."""
         series = self.series.get(loader)
         if series is None:
-            name = loader.partition("(")[0]
+            name = without_arguments(loader)
             if name not in self.series and len(self.series) >= self._most_names:
                 name = OTHER
             series = self.series.get(name)
@@ -130,9 +131,7 @@ class Observer(Generic[S]):
         """
         raise NotImplementedError
 
-    def asked_value_cache(
-        self, series: S, batch: Pending[S] | None, found: int, missed: int
-    ) -> None:
+    def asked_value_cache(self, series: S, found: int, missed: int) -> None:
         raise NotImplementedError
 
     def value_cache_failed(self, series: S, operation: str) -> None:
@@ -141,7 +140,7 @@ class Observer(Generic[S]):
     # Events
 
     def _on_opened(self, event: BatchOpened) -> None:
-        name = event.loader
+        name = without_arguments(event.loader)
         self.batches[event.batch] = Pending(name, self.of(name))
 
     def _on_queued(self, event: LoadQueued) -> None:
@@ -191,7 +190,9 @@ class Observer(Generic[S]):
         keys = len(event.keys)
         found, missed = (keys, 0) if type(event) is ValueCacheHit else (0, keys)
         batch = self.batches.get(event.batch)
-        self.asked_value_cache(self.of(event.loader), batch, found, missed)
+        if batch is not None:
+            batch.keys -= found
+        self.asked_value_cache(self.of(event.loader), found, missed)
 
     def _on_value_cache_failed(self, event: ValueCacheFailed) -> None:
         self.value_cache_failed(self.of(event.loader), event.operation)

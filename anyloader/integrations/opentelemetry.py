@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -37,7 +36,7 @@ class OpenTelemetryHook:
     callers; what the batch function does is in it. Batches that are never sent have none. Attributes:
 
     - ``graphql.processing.type``: "dataloader_batch"
-    - ``graphql.dataloader.name``
+    - ``graphql.dataloader.name``: without the arguments that a loader was bound to
     - ``graphql.dataloader.batch.size``: the loads of the batch
     - ``graphql.dataloader.cache.miss_count``: of these, the keys that the batch function was given, and
       ``graphql.dataloader.cache.hit_count``: the others, which shared a key or were answered by the value
@@ -47,7 +46,7 @@ class OpenTelemetryHook:
     - ``anyloader.batch.reason``: why it left; ``anyloader.batch.wait``: seconds until its start;
       ``anyloader.batch.cancelled``: whether it was cancelled
 
-    The metrics, all by ``graphql.dataloader.name``, which has no bound arguments there:
+    The metrics, all by ``graphql.dataloader.name``:
 
     - ``anyloader.loads``, by ``anyloader.result``: "hit", "shared" or "miss"
     - ``anyloader.batches``, by ``anyloader.outcome``: "finished", "failed" or "cancelled"; and
@@ -88,7 +87,9 @@ class OpenTelemetryHook:
             raise TypeError(f"most_links must be an int >= 0, not {most_links!r}")
         tracer = trace.get_tracer("anyloader", tracer_provider=tracer_provider)
         meter = metrics.get_meter("anyloader", meter_provider=meter_provider)
-        observer = _Observer(tracer, meter, most_links, cache_counts, histograms, most_names)
+        series = _instruments_of(meter_provider, meter).series
+        measured = _histograms(meter) if histograms else None
+        observer = _Observer(tracer, series, measured, most_links, cache_counts, most_names)
         self._handlers = observer.handlers
 
     def __call__(self, event: Event) -> None:
@@ -128,10 +129,9 @@ _Counts = Callable[[_Series], tuple[str, dict[str, int]]]
 
 
 class _Instruments:
-    """What one meter has, whatever the number of hooks: an instrument exists once."""
+    """What one provider of meters has, whatever the number of hooks."""
 
     def __init__(self, meter: metrics.Meter) -> None:
-        self._meter = meter
         self.series: dict[str, _Series] = {}
         counter = meter.create_observable_counter
         self._observe(counter, "loads", "{load}", "Loads, by their answer", _loads)
@@ -165,46 +165,63 @@ class _Instruments:
 
         make(f"anyloader.{name}", callbacks=[observe], unit=unit, description=description)
 
-    @cached_property
-    def histograms(self) -> tuple[metrics.Histogram, metrics.Histogram]:
-        return (
-            self._meter.create_histogram(
-                "anyloader.batch.size",
-                unit="{key}",
-                description="Keys that a batch was sent with",
-                explicit_bucket_boundaries_advisory=SIZES,
-            ),
-            self._meter.create_histogram(
-                "anyloader.batch.duration",
-                unit="s",
-                description="How long the batch function took",
-                explicit_bucket_boundaries_advisory=SECONDS,
-            ),
+
+def _histograms(meter: metrics.Meter) -> tuple[metrics.Histogram, metrics.Histogram]:
+    return (
+        meter.create_histogram(
+            "anyloader.batch.size",
+            unit="{key}",
+            description="Keys that a batch was sent with",
+            explicit_bucket_boundaries_advisory=SIZES,
+        ),
+        meter.create_histogram(
+            "anyloader.batch.duration",
+            unit="s",
+            description="How long the batch function took",
+            explicit_bucket_boundaries_advisory=SECONDS,
+        ),
+    )
+
+
+#: By provider; and those of the whole program, as hooks can be made before its provider is set.
+#: Nothing in a value holds its provider, or none would ever go.
+_instruments: WeakKeyDictionary[metrics.MeterProvider, _Instruments] = WeakKeyDictionary()
+_global_instruments: list[_Instruments] = []
+
+
+def _instruments_of(provider: metrics.MeterProvider | None, meter: metrics.Meter) -> _Instruments:
+    """An instrument exists once: of a second one of the same name the SDK never asks the callback."""
+    program = metrics.get_meter_provider()
+    provider = program if provider is None else provider
+    known = _instruments.get(provider)
+    if known is None:
+        known = (
+            _global_instruments[0]
+            if provider is program and _global_instruments
+            else _Instruments(meter)
         )
-
-
-_instruments: WeakKeyDictionary[metrics.Meter, _Instruments] = WeakKeyDictionary()
+        _instruments[provider] = known
+    if provider is program and not _global_instruments:
+        _global_instruments.append(known)
+    return known
 
 
 class _Observer(Observer[_Series]):
     def __init__(
         self,
         tracer: trace.Tracer,
-        meter: metrics.Meter,
+        series: dict[str, _Series],
+        histograms: tuple[metrics.Histogram, metrics.Histogram] | None,
         most_links: int,
         cache_counts: bool,
-        histograms: bool,
         most_names: int,
     ) -> None:
         super().__init__(_Series, most_names)
         self._tracer = tracer
         self._most_links = most_links
         self._cache_counts = cache_counts
-        instruments = _instruments.get(meter)
-        if instruments is None:
-            instruments = _instruments[meter] = _Instruments(meter)
-        self.series = instruments.series
-        self._histograms = instruments.histograms if histograms else None
+        self.series = series
+        self._histograms = histograms
 
     def on_hit(self, event: LoadHit) -> None:
         (self.series.get(event.loader) or self.of(event.loader)).hits += 1
@@ -281,13 +298,9 @@ class _Observer(Observer[_Series]):
             span.set_attributes({"error.type": error, "anyloader.batch.errors": failed})
             span.set_status(trace.StatusCode.ERROR)
 
-    def asked_value_cache(
-        self, series: _Series, batch: Pending[_Series] | None, found: int, missed: int
-    ) -> None:
+    def asked_value_cache(self, series: _Series, found: int, missed: int) -> None:
         series.cache_hits += found
         series.cache_misses += missed
-        if batch is not None:
-            batch.keys -= found
 
     def value_cache_failed(self, series: _Series, operation: str) -> None:
         failures = series.cache_failures

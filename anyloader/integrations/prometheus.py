@@ -118,7 +118,7 @@ class _Observer(Observer[_Series]):
         metrics = _Metrics(registry)
 
     def on_hit(self, event: LoadHit) -> None:
-        self.of(event.loader).hits.inc()
+        (self.series.get(event.loader) or self.of(event.loader)).hits.inc()
 
     def queued(self, batch: Pending[_Series], shared: bool) -> None:
         series = batch.series
@@ -144,9 +144,7 @@ class _Observer(Observer[_Series]):
         if failed:
             series.failed_keys.inc(failed)
 
-    def asked_value_cache(
-        self, series: _Series, batch: Pending[_Series] | None, found: int, missed: int
-    ) -> None:
+    def asked_value_cache(self, series: _Series, found: int, missed: int) -> None:
         series.value_cache_keys("hit" if found else "miss").inc(found or missed)
 
     def value_cache_failed(self, series: _Series, operation: str) -> None:
