@@ -120,7 +120,7 @@ class Cached(Place):
     def forget_all(self) -> None:
         if self.second_level is not None:
             known = [] if self.cache is None else list(self.cache)
-            self._doom([*known, *self._on_their_way(), *self.second_level.being_stored()])
+            self._doom([*known, *self._on_their_way(), *self.second_level.on_their_way()])
         if self.cache is not None:
             self.cache.clear()
 

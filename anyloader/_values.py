@@ -117,6 +117,8 @@ class SecondLevel:
         self._cleared: dict[Any, int] = {}
         #: Batches that have begun and may still store, with the time of their beginning.
         self._at_work: dict[Batch, int] = {}
+        #: The cache keys of these, from when they ask on.
+        self._asked: dict[Batch, list[Any]] = {}
         #: Of these, those that are storing now, with their values by cache key.
         self._storing: dict[Batch, dict[Any, Any]] = {}
 
@@ -146,9 +148,9 @@ class SecondLevel:
             self._cleared.update(dict.fromkeys(cache_keys, now))
         self._delete_soon()
 
-    def being_stored(self) -> list[Any]:
-        """Return the cache keys of values that are on their way into the cache."""
-        return [key for items in self._storing.values() for key in items]
+    def on_their_way(self) -> list[Any]:
+        """Return the cache keys of batches at work, also those settled already, as by a stream."""
+        return [key for asked in self._asked.values() for key in asked]
 
     async def fetch(self, batch: Batch, fetch: Callable[[Batch], Awaitable[None]]) -> None:
         """Get the values of a batch: from the cache what it has, by ``fetch`` the rest."""
@@ -163,6 +165,7 @@ class SecondLevel:
             raise
         finally:
             del self._at_work[batch]
+            self._asked.pop(batch, None)
             if not self._at_work:
                 self._cleared.clear()
 
@@ -175,7 +178,8 @@ class SecondLevel:
         entries = self._by_cache_key(batch)
         if batch.is_done:
             return []
-        asked = [key for key in dict.fromkeys(key for key, _ in entries) if key not in self._doomed]
+        self._asked[batch] = keys = list(dict.fromkeys(key for key, _ in entries))
+        asked = [key for key in keys if key not in self._doomed]
         try:
             found = await self._find(batch, asked) if asked else {}
         except BaseException:

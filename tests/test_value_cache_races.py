@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
 import pytest
 
-from anyloader import DataLoader, schedules
+from anyloader import DataLoader, LoaderScope, schedules
 from support import wait_all_tasks_blocked
 
 pytestmark = pytest.mark.anyio
@@ -143,6 +144,114 @@ async def test_it_does_not_stay_there_when_the_scope_is_left_by_an_error() -> No
             await cross(loader, store, rows)
             raise ZeroDivisionError
     assert 1 not in store.values
+
+
+# --- clear_all ---
+
+FORGETFUL = pytest.mark.parametrize("cache", [True, False, "pending"])
+
+
+class Slow(Store):
+    """A value cache, and rows, that are asked only when they are let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer.set()
+        self.rows: dict[int, Any] = {1: "old", 2: "old"}
+        self.asked, self.ask = anyio.Event(), anyio.Event()
+        self.read, self.fetched = anyio.Event(), anyio.Event()
+        self.ask.set()
+        self.store.set()
+        self.fetched.set()
+
+    async def get_many(self, keys: Any) -> dict[int, str]:
+        found = await super().get_many(keys)
+        self.asked.set()
+        await self.ask.wait()
+        return found
+
+    async def fetch(self, keys: list[int]) -> list[str]:
+        found = [self.rows[key] for key in keys]
+        self.read.set()
+        await self.fetched.wait()
+        return found
+
+    async def stream(self, keys: list[int]) -> AsyncIterator[tuple[int, str]]:
+        for key, value in [(key, self.rows[key]) for key in keys]:
+            yield key, value
+            self.read.set()
+            await self.fetched.wait()
+
+
+async def clear_all_and_load_again(loader: DataLoader[int, str], slow: Slow, old: Any) -> None:
+    slow.rows = {1: "new", 2: "new"}
+    loader.clear_all()
+    for event in (slow.ask, slow.fetched, slow.store):
+        event.set()
+    with anyio.CancelScope(shield=True):
+        assert await old == ["old", "old"]
+        await wait_all_tasks_blocked()
+    assert await loader.load_many([1, 2]) == ["new", "new"]
+
+
+@FORGETFUL
+@pytest.mark.parametrize("at", ["ask", "fetched", "store"])
+@pytest.mark.parametrize("how", ["fetch", "stream"])
+async def test_clear_all_reaches_a_batch_wherever_it_is(cache: Any, at: str, how: str) -> None:
+    slow = Slow()
+    setattr(slow, at, anyio.Event())
+    if at == "ask":
+        slow.values = {1: "old", 2: "old"}
+    async with DataLoader(getattr(slow, how), value_cache=slow, cache=cache) as loader:
+        old = loader.load_many([1, 2])
+        await {"ask": slow.asked, "fetched": slow.read, "store": slow.storing}[at].wait()
+        await clear_all_and_load_again(loader, slow, old)
+    assert slow.values == {1: "new", 2: "new"}
+
+
+@FORGETFUL
+async def test_clear_all_reaches_hits_of_a_batch_that_fetches_the_rest(cache: Any) -> None:
+    slow = Slow()
+    slow.fetched = anyio.Event()
+    slow.values = {1: "old"}
+    async with DataLoader(slow.fetch, value_cache=slow, cache=cache) as loader:
+        old = loader.load_many([1, 2])
+        await slow.read.wait()
+        await clear_all_and_load_again(loader, slow, old)
+    assert slow.values == {1: "new", 2: "new"}
+
+
+@FORGETFUL
+async def test_clear_all_reaches_a_batch_that_has_not_left(cache: Any) -> None:
+    slow = Slow()
+    slow.values = {1: "old", 2: "old"}
+    async with DataLoader(slow.fetch, value_cache=slow, cache=cache) as loader:
+        first = loader.load(1)
+        slow.rows = {1: "new", 2: "new"}
+        loader.clear_all()
+        assert [await loader.load(1), await first] == ["new", "new"]
+    assert slow.values == {1: "new", 2: "old"}
+
+
+async def test_clear_all_of_a_loader_that_is_not_open_yet() -> None:
+    slow = Slow()
+    loader = DataLoader(slow.fetch, value_cache=slow, cache=False)
+    async with LoaderScope():
+        loader.clear_all()
+        assert await loader.load(1) == "old"
+
+
+async def test_clear_all_says_what_it_does_not_reach() -> None:
+    """What was stored and forgotten: a list of all that was ever loaded would be a cache."""
+    slow = Slow()
+    async with DataLoader(slow.fetch, value_cache=slow, cache="pending") as loader:
+        assert await loader.load(1) == "old"
+        slow.rows = {1: "new"}
+        await wait_all_tasks_blocked()
+        loader.clear_all()
+        assert await loader.load(1) == "old"
+        loader.clear_many([1])
+        assert await loader.load(1) == "new"
 
 
 @pytest.mark.virtual_time
