@@ -199,11 +199,6 @@ everywhere: list[Watch] = []
 watches: ContextVar[Sequence[Watch]] = ContextVar("anyloader_watches", default=everywhere)
 
 
-def without_arguments(loader: str) -> str:
-    """Return a loader's name without the arguments it was bound to: they may be anything, a user's too."""
-    return loader.partition("(")[0]
-
-
 #: Where calls come from that no reader of a report has written.
 _NOT_USERS = ("site-packages", "dist-packages", "<frozen ")
 _ASYNC = CO_COROUTINE | CO_ASYNC_GENERATOR

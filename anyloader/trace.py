@@ -35,7 +35,6 @@ from .hooks import (
     ValueCacheFailed,
     ValueCacheHit,
     ValueCacheMiss,
-    without_arguments,
 )
 
 __all__ = (
@@ -177,8 +176,8 @@ def record(*, keys: bool = True, most: int = 100) -> Iterator[Trace]:
     To tell by how many rounds a key missed a batch, a callback runs in each of the ten rounds that
     follow one. Nothing else of the program changes.
 
-    :param keys: whether the record may hold excerpts of keys, of the texts of errors, and of the
-        arguments that loaders were bound to; without them it can be shown to everybody
+    :param keys: whether the record may hold excerpts of keys and of the texts of errors; without them
+        it can be shown to everybody
     :param most: so many loads of each batch and hits of each loader are recorded one by one, a hundred
         times so many in all, and ten times so many batches; of the others only how many there were
     :raises TypeError: if ``most`` is no int
@@ -250,7 +249,7 @@ class _Recorder:
             if len(self._of_loader) > self._most_batches:
                 self._forget_loaders()
             self.trace.batch_count += 1
-            batch = TracedBatch(self._name(event.loader), self.trace.batch_count, now)
+            batch = TracedBatch(event.loader, self.trace.batch_count, now)
             self._batches[event.batch] = self._of_loader[event.loader] = batch
             if batch.number <= self._most_batches:
                 self.trace.batches.append(batch)
@@ -302,7 +301,7 @@ class _Recorder:
 
     def _note_hit(self, event: LoadHit, now: float) -> None:
         counts = self.trace.hit_counts
-        name = self._name(event.loader)
+        name = event.loader
         if name not in counts and len(counts) >= self._most_batches:
             name = "other loaders"
         counts[name] = counts.get(name, 0) + 1
@@ -311,7 +310,7 @@ class _Recorder:
             self.trace.hits.append(TracedHit(name, self._key(event.key), now))
 
     def _forget_loaders(self) -> None:
-        """Names with arguments may be many: what came before is not compared with what comes now."""
+        """Names may be many: what came before is not compared with what comes now."""
         self._stop_rounds()
         for known in self._of_loader, self._last, self._tasks:
             known.clear()
@@ -319,9 +318,6 @@ class _Recorder:
     def _stop_rounds(self) -> None:
         for _, rounds in self._last.values():
             rounds.stop()
-
-    def _name(self, loader: str) -> str:
-        return loader if self._keys else without_arguments(loader)
 
     def _key(self, key: object) -> str:
         return excerpt(key) if self._keys else "a key"

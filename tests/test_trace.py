@@ -575,7 +575,7 @@ async def test_a_record_can_do_without_keys_and_texts() -> None:
         raise ValueError("secret row")
 
     with record(keys=False) as trace:
-        async with DataLoader(fail, name="it(user='secret')") as loader, DataLoader(echo) as other:
+        async with DataLoader(fail, name="it") as loader, DataLoader(echo) as other:
             await loader.load("secret key").wait()
             for _ in range(2):
                 await other.load(31415)

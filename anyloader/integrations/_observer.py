@@ -18,7 +18,6 @@ from ..hooks import (
     ValueCacheFailed,
     ValueCacheHit,
     ValueCacheMiss,
-    without_arguments,
 )
 
 __all__ = ("OTHER", "SECONDS", "SIZES", "End", "Observer", "Pending")
@@ -97,12 +96,10 @@ class Observer(Generic[S]):
         }
 
     def of(self, loader: str) -> S:
-        """Return the series of a loader, by its name without the arguments it was bound to."""
+        """Return the series of a loader, by its name."""
         series = self.series.get(loader)
         if series is None:
-            name = without_arguments(loader)
-            if name not in self.series and len(self.series) >= self._most_names:
-                name = OTHER
+            name = loader if len(self.series) < self._most_names else OTHER
             series = self.series.get(name)
             if series is None:
                 series = self.series[name] = self._make_series(name)
@@ -140,8 +137,7 @@ class Observer(Generic[S]):
     # Events
 
     def _on_opened(self, event: BatchOpened) -> None:
-        name = without_arguments(event.loader)
-        self.batches[event.batch] = Pending(name, self.of(name))
+        self.batches[event.batch] = Pending(event.loader, self.of(event.loader))
 
     def _on_queued(self, event: LoadQueued) -> None:
         batch = self.batches.get(event.batch)

@@ -36,7 +36,7 @@ class OpenTelemetryHook:
     callers; what the batch function does is in it. Batches that are never sent have none. Attributes:
 
     - ``graphql.processing.type``: "dataloader_batch"
-    - ``graphql.dataloader.name``: without the arguments that a loader was bound to
+    - ``graphql.dataloader.name``
     - ``graphql.dataloader.batch.size``: the loads of the batch
     - ``graphql.dataloader.cache.miss_count``: of these, the keys that the batch function was given, and
       ``graphql.dataloader.cache.hit_count``: the others, which shared a key or were answered by the value

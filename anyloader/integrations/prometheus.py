@@ -26,7 +26,7 @@ class PrometheusHook:
 
         async with LoaderScope(hooks=[prometheus]): ...
 
-    All metrics have the label ``loader``, the name of the loader without the arguments it was bound to:
+    All metrics have the label ``loader``, the name of the loader:
 
     - ``anyloader_loads_total``, by ``result``: "hit", "shared" or "miss"
     - ``anyloader_queued_keys``, a gauge: keys that wait to be sent
