@@ -1,6 +1,6 @@
 """Runs other loaders' own tests against anyloader, from an sdist or a checkout of theirs.
 
-``pip download --no-binary :all: --no-deps aiodataloader==0.4.3`` and then
+``pip download --no-binary aiodataloader --no-deps aiodataloader==0.4.3`` and then
 ``python tools/witness.py aiodataloader aiodataloader-0.4.3.tar.gz``; or
 ``python tools/witness.py strawberry path/to/a/checkout/of/strawberry``.
 
