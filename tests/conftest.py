@@ -35,7 +35,8 @@ REPEATING = {
     *("batch_function", "batch_results", "constructor", "keys", "messages", "required", "rows"),
     *("split_on_error", "subclass_names", "arguments", "batch_loader", "weights", "prime"),
     *("telemetry", "prometheus", "trace", "testing", "hooks", "strange_errors", "value_caches"),
-    *("redis", "redis_keys", "redis_failures", "sqlalchemy_sessions"),
+    *("redis", "redis_keys", "redis_failures", "sqlalchemy_sessions", "growth", "cache", "errors"),
+    *("load_many", "pending_cache", "queue_bound", "value_cache"),
     *(
         "sqlalchemy",
         "scopes",
