@@ -24,12 +24,19 @@ from support import (
     watch_leftovers,
 )
 
+# They have fixtures, and are imported before pytest loads them as what has fixtures.
+pytest.register_assert_rewrite(
+    *(f"support.{name}" for name in ("databases", "graphql_calls", "redis_caches"))
+)
+
 #: Files whose tests say nothing of how an event loop schedules. On uvloop and with eager tasks they would
 #: repeat what asyncio has shown; ``--all-backends`` runs them there too.
 REPEATING = {
     *("batch_function", "batch_results", "constructor", "keys", "messages", "required", "rows"),
     *("split_on_error", "subclass_names", "arguments", "batch_loader", "weights", "prime"),
     *("telemetry", "prometheus", "trace", "testing", "hooks", "strange_errors", "value_caches"),
+    *("redis", "redis_keys", "redis_failures", "sqlalchemy_sessions", "growth", "cache", "errors"),
+    *("load_many", "pending_cache", "queue_bound", "value_cache"),
     *(
         "sqlalchemy",
         "scopes",

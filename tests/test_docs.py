@@ -56,7 +56,7 @@ APPS = [name for name in SNIPPETS if name.startswith("how-to/web_") and name not
 TESTS = [name for name in SNIPPETS if Path(name).name.startswith("test_")]
 #: Imported by other snippets.
 MODULES = ["how-to/sqlalchemy_models", "tutorial/library"]
-#: Need a server, and are run where there is one: in test_value_caches.py and test_postgres.py.
+#: Need a server, and are run where there is one: in test_redis.py and test_postgres.py.
 WITH_SERVER = ["how-to/value_cache_redis", "how-to/sqlalchemy_asyncpg"]
 #: These leave hanging tasks behind, which is what they are there to show.
 OTHERS = ["explanation/failures", "explanation/on_trio"]

@@ -95,6 +95,65 @@ def shape(n: int) -> Callable[[Work], Work]:
 # --- inside of a block ---
 
 
+@shape(50)
+async def waiters_on_one_key(n: int) -> None:
+    async with DataLoader(fetch) as loader, anyio.create_task_group() as tg:
+        for _ in range(n):
+            tg.start_soon(loader.load(1).wait)
+
+
+@shape(50)
+async def waiters_on_one_handle(n: int) -> None:
+    async with DataLoader(fetch) as loader, anyio.create_task_group() as tg:
+        handle = loader.load(1)
+        for _ in range(n):
+            tg.start_soon(handle.wait)
+
+
+@shape(100)
+async def keys_in_one_batch(n: int) -> None:
+    async with DataLoader(fetch) as loader:
+        await one_by_one([loader.load(key) for key in range(n)])
+
+
+@shape(50)
+async def batches_in_one_scope(n: int) -> None:
+    async with LoaderScope(), anyio.create_task_group() as tg:
+        for _ in range(n):
+            tg.start_soon(DataLoader(fetch).load(1).wait)
+
+
+@shape(50)
+async def batches_in_one_scope_one_after_the_other(n: int) -> None:
+    async with LoaderScope():
+        loader = DataLoader(fetch)
+        for key in range(n):
+            await loader.load(key)
+
+
+@shape(25)
+async def a_chain_of_functions(n: int) -> None:
+    """Each of n functions, with a loader of its own, loads from the next."""
+
+    def function(number: int) -> Any:
+        async def link(keys: list[int]) -> list[int]:
+            return await loaders[number + 1].load_many(keys) if number < n else keys
+
+        return link
+
+    async with LoaderScope():
+        loaders = [DataLoader[int, int](function(number)) for number in range(n + 1)]
+        await loaders[0].load(1)
+
+
+@shape(50)
+async def all_cleared_after_each_load_with_a_second_level(n: int) -> None:
+    async with DataLoader(fetch, value_cache=Values(), cache="pending") as loader:
+        for key in range(n):
+            await loader.load(key)
+            loader.clear_all()
+
+
 @shape(25)
 async def a_stream_and_load_manys(n: int) -> None:
     async with DataLoader(stream) as loader, anyio.create_task_group() as tg:

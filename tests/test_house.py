@@ -18,7 +18,11 @@ import pytest
 import anyloader
 
 PACKAGE = Path(anyloader.__file__).parent
+TESTS = Path(__file__).parent
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
+
+#: Of a file of tests, or of what they share.
+MOST_LINES = 600
 
 # From the leaves up: a module imports only what stands before it, or beside it without a circle.
 LAYERS = [
@@ -286,3 +290,8 @@ def test_everything_public_has_a_docstring(name: str) -> None:
     doc = dict(public_things())[name].__doc__
     assert doc
     assert doc.strip().split("\n\n")[0].rstrip().endswith((".", "::")), "a sentence comes first"
+
+
+def test_no_room_is_too_large_to_be_read() -> None:
+    long = {path.name: len(path.read_text().splitlines()) for path in TESTS.rglob("*.py")}
+    assert {name: lines for name, lines in long.items() if lines > MOST_LINES} == {}

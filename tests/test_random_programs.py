@@ -1,4 +1,4 @@
-"""Random programs, whose events fall into each other, break no rule (see ``random_programs.py``)."""
+"""Random programs, whose events fall into each other, break no rule (see ``random_world.py``)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from random_programs import Op, Program, Source, World, program, shrink
+from random_programs import Op, Program, Source, program, shrink
+from random_world import World
 from support import SHUFFLED_BACKENDS, run_shuffled
 
 PROGRAMS = 120

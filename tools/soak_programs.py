@@ -15,7 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from random_programs import Program, World, program, shrink
+from random_programs import Program, program, shrink
+from random_world import World
 from support import SHUFFLED_BACKENDS, run_shuffled
 
 

@@ -24,7 +24,7 @@ another one with eager tasks. So, within a round,
 
 Without the last rule each callback would be a fence, and a task group leaves one for each task that
 ends. A round could then hardly differ from the round before: of the same seeds, one in ten still
-found that a dispatcher depends on the schedule (``batch_count`` in ``test_support.py``).
+found that a dispatcher depends on the schedule (``batch_count`` in ``test_support_orders.py``).
 
 The same seed has to give the same run again, but both libraries keep tasks in sets (what a cancel
 scope cancels, for one), whose order changes from run to run. On both backends steps are therefore
