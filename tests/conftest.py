@@ -26,7 +26,7 @@ from support import (
 
 # They have fixtures, and are imported before pytest loads them as what has fixtures.
 pytest.register_assert_rewrite(
-    *(f"support.{name}" for name in ("databases", "graphql_calls", "redis_caches"))
+    *(f"support.{name}" for name in ("databases", "graphql_calls", "redis_caches", "telemetry"))
 )
 
 #: Files whose tests say nothing of how an event loop schedules. On uvloop and with eager tasks they would

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -14,61 +13,11 @@ import pytest
 from anyloader import DataLoader, LoaderScope, batch_loader, schedules
 from anyloader.hooks import BatchOpened
 from support import Recorder, wait_all_tasks_blocked
+from support.telemetry import Telemetry
 
 pytestmark = pytest.mark.anyio
 
-
-class Telemetry:
-    """A hook, and what it has exported."""
-
-    def __init__(self) -> None:
-        from opentelemetry.sdk.metrics import MeterProvider
-        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-        from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
-        from anyloader.integrations.opentelemetry import OpenTelemetryHook
-
-        self.exporter = InMemorySpanExporter()
-        self.traces = TracerProvider(shutdown_on_exit=False)
-        self.traces.add_span_processor(SimpleSpanProcessor(self.exporter))
-        self.reader = InMemoryMetricReader()
-        self.meters = MeterProvider([self.reader], shutdown_on_exit=False)
-        self.hook = OpenTelemetryHook(
-            tracer_provider=self.traces, meter_provider=self.meters, histograms=True
-        )
-        self.span: Callable[[str], Any] = self.traces.get_tracer("test").start_as_current_span
-
-    def open_batches(self) -> Any:
-        handler: Any = self.hook._handlers[BatchOpened]
-        return handler.__self__.batches
-
-    def named(self, name: str) -> list[Any]:
-        return [span for span in self.exporter.get_finished_spans() if span.name == name]
-
-    def of(self, name: str) -> Any:
-        (span,) = self.named(name)
-        return span
-
-    def metrics(self) -> dict[str, Any]:
-        """Give the points of each metric by the values of their attributes."""
-        data: Any = self.reader.get_metrics_data()
-        return {
-            metric.name: {
-                tuple(value for _, value in sorted(dict(point.attributes).items())): point
-                for point in metric.data.data_points
-            }
-            for resource in data.resource_metrics
-            for scope in resource.scope_metrics
-            for metric in scope.metrics
-        }
-
-
-@pytest.fixture
-def telemetry() -> Telemetry:
-    pytest.importorskip("opentelemetry.sdk")
-    return Telemetry()
+pytest_plugins = ["support.telemetry"]
 
 
 async def echo(keys: list[int]) -> list[int]:
@@ -537,78 +486,3 @@ async def test_statistics_count_errors_and_what_the_value_cache_had() -> None:
 
 
 # --- One line for a service ---
-
-
-@batch_loader(name="users")
-async def fetch_users(keys: list[int]) -> list[str]:
-    return [f"user {key}" for key in keys]
-
-
-async def request(make_scope: Callable[[], LoaderScope]) -> None:
-    httpx = pytest.importorskip("httpx")
-    from anyloader.integrations.asgi import LoaderScopeMiddleware
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await fetch_users.load_many([1, 2])
-        await send({"type": "http.response.start", "status": 204, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
-
-    transport = httpx.ASGITransport(LoaderScopeMiddleware(app, make_scope=make_scope))
-    async with httpx.AsyncClient(transport=transport, base_url="http://it") as client:
-        assert (await client.get("/")).status_code == 204
-
-
-async def strawberry_operation(make_scope: Callable[[], LoaderScope]) -> None:
-    strawberry = pytest.importorskip("strawberry")
-    from anyloader.integrations.strawberry import AnyioExecutionContext, LoaderScopeExtension
-
-    async def user(id: int) -> str:
-        return await fetch_users.load(id)
-
-    query = strawberry.type(
-        type("Query", (), {"user": strawberry.field(resolver=user), "__annotations__": {}})
-    )
-    extension = partial(LoaderScopeExtension, make_scope=make_scope)
-    schema = strawberry.Schema(
-        query, extensions=[extension], execution_context_class=AnyioExecutionContext
-    )
-    result = await schema.execute("{a: user(id: 1) b: user(id: 2)}")
-    assert result.data == {"a": "user 1", "b": "user 2"}
-
-
-async def graphql_core_operation(make_scope: Callable[[], LoaderScope]) -> None:
-    graphql = pytest.importorskip("graphql")
-    from anyloader.integrations.graphql import AnyioExecutor
-
-    class Executor(AnyioExecutor):
-        pass
-
-    Executor.make_scope = staticmethod(make_scope)
-    schema = graphql.build_schema("type Query {user(id: Int!): String}")
-    root = {"user": lambda _info, id: fetch_users.load(id)}
-    document = graphql.parse("{a: user(id: 1) b: user(id: 2)}")
-    option = "executor_class" if graphql.version_info >= (3, 3) else "execution_context_class"
-    result = graphql.execute(schema, document, root, **{option: Executor})
-    assert (await result).data == {"a": "user 1", "b": "user 2"}
-
-
-async def job(make_scope: Callable[[], LoaderScope]) -> None:
-    async with make_scope():
-        await fetch_users.load_many([1, 2])
-
-
-@pytest.mark.parametrize("use_it", [request, strawberry_operation, graphql_core_operation, job])
-async def test_one_line_observes_all_loaders_of_a_service(
-    telemetry: Telemetry, use_it: Callable[[Callable[[], LoaderScope]], Any]
-) -> None:
-    client = pytest.importorskip("prometheus_client")
-    from anyloader.integrations.prometheus import PrometheusHook
-
-    registry = client.CollectorRegistry()
-    hooks: list[Any] = [telemetry.hook, PrometheusHook(registry=registry)]
-    for times in 1, 2:
-        await use_it(lambda: LoaderScope(hooks=hooks))
-        spans = telemetry.named("GraphQL DataLoader Batch users")
-        assert [span.attributes["graphql.dataloader.batch.size"] for span in spans] == [2] * times
-        sent = registry.get_sample_value("anyloader_batch_size_sum", {"loader": "users"})
-        assert sent == 2 * times
