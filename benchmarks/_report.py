@@ -66,16 +66,15 @@ def plot(rows: dict[str, Row], results: list[Result]) -> str:
 
     bottom = 40 + height * len(results)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 20}" '
-        f'height="{bottom + 30}" font-family="sans-serif" font-size="11">',
-        '<rect width="100%" height="100%" fill="white"/>',
+        # A grey that can be read on light and on dark.
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 20} {bottom + 30}" '
+        'font-family="sans-serif" font-size="12" fill="#767676">',
         f'<text x="{left + width / 2 + 6}" y="20">better than its target &#8594;</text>',
     ]
     for margin in (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8):
         at = left + width * (1 + math.log(margin) / math.log(most)) / 2
-        colour = "black" if margin == 1 else "lightgrey"
         parts.append(
-            f'<path d="M{at:.1f} 28V{bottom}" stroke="{colour}"/>'
+            f'<path d="M{at:.1f} 28V{bottom}" stroke="#767676" opacity="{1 if margin == 1 else 0.35}"/>'
             f'<text x="{at:.1f}" y="{bottom + 15}" text-anchor="middle">{margin:g}x</text>'
         )
     for number, result in enumerate(results):
