@@ -100,7 +100,7 @@ async def test_what_is_no_mapping_is_refused_and_told(wrong: object) -> None:
         assert await loader.load_many([1, 2]) == ["1", "2"]
     ((operation, error),) = failures.told
     assert operation == "get_many"
-    assert "get_many() must return a mapping, not a" in error
+    assert "get_many() must return a mapping, not " in error
     assert type(wrong).__name__ in error
 
 
