@@ -42,6 +42,21 @@ async def test_a_hook_may_load() -> None:
     assert recorder.calls == [[-5, -1]]
 
 
+async def test_a_hook_may_load_as_the_only_batch_is_sealed() -> None:
+    extra: list[LoadHandle[int]] = []
+
+    def load_once(event: object) -> None:
+        if isinstance(event, BatchSealed) and not extra:
+            extra.append(other.load(5))
+
+    first, second = Recorder[int, int](abs), Recorder[int, int](abs)
+    async with LoaderScope(hooks=[load_once]) as scope:
+        other = scope.get(second)
+        assert await scope.get(first).load(-1) == 1
+        assert await extra[0] == 5
+    assert (first.calls, second.calls) == ([[-1]], [[5]])
+
+
 async def test_a_hook_may_cancel_a_scope_that_is_being_left() -> None:
     told: list[str] = []
 

@@ -202,7 +202,9 @@ async def test_clear_all_reaches_a_batch_wherever_it_is(cache: Any, at: str, how
     setattr(slow, at, anyio.Event())
     if at == "ask":
         slow.values = {1: "old", 2: "old"}
-    async with DataLoader(getattr(slow, how), value_cache=slow, cache=cache) as loader:
+    made: Any = DataLoader(getattr(slow, how), value_cache=slow, cache=cache)
+    loader: DataLoader[int, str] = made
+    async with loader:
         old = loader.load_many([1, 2])
         await {"ask": slow.asked, "fetched": slow.read, "store": slow.storing}[at].wait()
         await clear_all_and_load_again(loader, slow, old)
