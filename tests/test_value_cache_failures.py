@@ -104,6 +104,17 @@ async def test_what_is_no_mapping_is_refused_and_told(wrong: object) -> None:
     assert ("None" if wrong is None else type(wrong).__name__) in error
 
 
+async def test_a_mapping_that_raises_when_it_is_looked_at_is_told_and_no_load_fails() -> None:
+    class Lazy(dict[int, str]):
+        def __getitem__(self, key: int) -> str:
+            raise Boom
+
+    store, fetch, failures = Faulty("get_many", Lazy({1: "old"})), Recorder(str), Failures()
+    async with DataLoader(fetch, value_cache=store, hooks=[failures]) as loader:
+        assert await loader.load_many([1, 2]) == ["1", "2"]
+    assert failures.told == [("get_many", "Boom()")]
+
+
 async def test_a_method_that_is_not_async_is_told_and_no_load_fails() -> None:
     class Plain:
         def get_many(self, keys: Sequence[Any]) -> Any:
