@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from functools import partial
+from inspect import CO_ASYNC_GENERATOR
 from typing import Any, Protocol
 
 from ._backend import prove_stack_room
@@ -38,9 +39,6 @@ from ._weights import check_queue, make_room, weight_of
 from .hooks import BatchOpened, Hooks, warn_unbatched, watches
 
 __all__ = ("Loader",)
-
-_CO_ASYNC_GENERATOR = 0x200
-
 
 _NO_KEY = (
     "leave out what has no key, such as an empty foreign key; for a list of all use a constant, such as "
@@ -455,9 +453,9 @@ def _is_async_generator_function(function: object) -> bool:
     while isinstance(function, partial):
         function = function.func
     call = getattr(type(function), "__call__")  # noqa: B004, B009 - of the class, not the instance
-    # As the inspect module does, which takes long to import.
+    # What inspect.isasyncgenfunction asks a function, asked of all that can be called.
     for candidate in (function, call):
         code = getattr(getattr(candidate, "__func__", candidate), "__code__", None)
-        if getattr(code, "co_flags", 0) & _CO_ASYNC_GENERATOR:
+        if getattr(code, "co_flags", 0) & CO_ASYNC_GENERATOR:
             return True
     return False

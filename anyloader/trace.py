@@ -21,7 +21,7 @@ from typing import Any
 import anyio
 from anyio.lowlevel import current_token
 
-from ._results import excerpt
+from ._results import counted, excerpt
 from ._watch import Watch
 from .hooks import (
     BatchFailed,
@@ -395,17 +395,13 @@ def _time(seconds: float) -> str:
     return f"{value:.3g} {unit}" if value < 999.5 else f"{value:.0f} {unit}"
 
 
-def _count(n: int, thing: str, things: str | None = None) -> str:
-    return f"{n} {thing if n == 1 else things or thing + 's'}"
-
-
 def _summary(trace: Trace) -> str:
     hits = sum(trace.hit_counts.values())
     loads = sum(batch.keys + batch.shared for batch in trace.batches) + hits
     more = "more than " if trace.batch_count > len(trace.batches) else ""
     return (
-        f"{more}{_count(loads, 'load')}, {_count(trace.batch_count, 'batch', 'batches')}, "
-        f"{_count(hits, 'hit')}, {_time(trace.duration)}"
+        f"{more}{counted(loads, 'load')}, {counted(trace.batch_count, 'batch', 'batches')}, "
+        f"{counted(hits, 'hit')}, {_time(trace.duration)}"
     )
 
 
@@ -423,7 +419,7 @@ _REASONS = {
 
 def _facts(batch: TracedBatch) -> list[str]:
     """Say all there is to say of one batch, but for the times of its loads."""
-    facts = [_count(batch.keys if batch.size is None else batch.size, "key")]
+    facts = [counted(batch.keys if batch.size is None else batch.size, "key")]
     if batch.shared:
         facts[0] += f", {batch.shared} shared"
     if batch.cached or batch.uncached:
@@ -438,7 +434,7 @@ def _facts(batch: TracedBatch) -> list[str]:
     else:
         facts.append(_time(batch.ended - batch.opened))
     if batch.errors:
-        facts.append(f"{_count(batch.errors, 'key')} failed")
+        facts.append(f"{counted(batch.errors, 'key')} failed")
     if batch.outcome == "dropped":
         facts.append("nobody wanted it any more")
     elif batch.error is not None:
@@ -453,7 +449,7 @@ def _miss(missed: TracedMiss) -> str:
         return f"after #{missed.batch}, in the same task"
     if missed.rounds is None:
         return f"{_time(missed.seconds)} after #{missed.batch} had left"
-    return f"missed #{missed.batch} by {_count(missed.rounds, 'round')}"
+    return f"missed #{missed.batch} by {counted(missed.rounds, 'round')}"
 
 
 def _phases(trace: Trace, batch: TracedBatch) -> list[tuple[str, float, float]]:
@@ -632,7 +628,7 @@ def _html_rows(trace: Trace) -> Iterator[str]:
     for loader, count in trace.hit_counts.items():
         hits = [hit for hit in trace.hits if hit.loader == loader]
         marks = [_bar(trace, "hit", hit.at, hit.at) for hit in hits]
-        yield _html_head(colours[loader], _clean(loader, 60), _count(count, "hit"), False, marks)
+        yield _html_head(colours[loader], _clean(loader, 60), counted(count, "hit"), False, marks)
         for hit, mark in zip(hits, marks):
             yield _html_row(colours[loader], hit.key, hit.at, "0", mark)
         yield from _html_more(count - len(hits), "hits")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import queue
 import threading
@@ -22,6 +21,7 @@ from anyloader.hooks import BatchStarted, Event, LoadQueued
 from anyloader.schedules import BatchView
 from model import Batch, Load, Outcome
 from support import run_shuffled, wait_all_tasks_blocked
+from support.tasks import stray_cancellation
 
 #: Real seconds after which a step counts as hanging.
 HANG = 60
@@ -142,20 +142,6 @@ def options_on(backend: str) -> st.SearchStrategy[Options]:
     )
 
 
-async def stray_cancellation() -> None:
-    """Raise a cancellation that no scope around this asked for."""
-    if anyio.get_cancelled_exc_class() is asyncio.CancelledError:
-        raise asyncio.CancelledError("stray")
-    caught: list[BaseException] = []
-    with anyio.CancelScope() as scope:
-        scope.cancel()
-        try:
-            await anyio.lowlevel.checkpoint()
-        except BaseException as exc:
-            caught.append(exc)
-    raise caught[0]
-
-
 class Values:
     """A value cache that answers at once."""
 
@@ -212,7 +198,7 @@ class Call:
             self.ended = "raised"
             if isinstance(order, BaseException):
                 raise order
-            await stray_cancellation()
+            raise await stray_cancellation()
         return order
 
 

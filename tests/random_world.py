@@ -12,7 +12,6 @@ after part of it.
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -37,6 +36,7 @@ from anyloader import (
     schedules,
 )
 from random_programs import Op, Program, Source
+from support.tasks import stray_cancellation
 
 #: Virtual seconds after which a program hangs; none sleeps for longer than a few.
 TOO_LONG = 1_000
@@ -234,7 +234,7 @@ class World:
         if self.unlucky(call, source.bad_calls) and source.way != "short":
             self.resets.update((call.source, key) for key in call.keys)
             if source.way == "stray":
-                await stray_cancellation()
+                raise await stray_cancellation()
             raise (Frozen if source.way == "frozen" else Refused)(call.source, call.keys)
 
     def result(self, call: Call, key: Any, source: Source) -> Any:
@@ -543,17 +543,3 @@ class Values:
         await self.work()
         for key in keys:
             self.items.pop(self.world.plain(key), None)
-
-
-async def stray_cancellation() -> None:
-    """Raise a cancellation that no scope around this asked for."""
-    if anyio.get_cancelled_exc_class() is asyncio.CancelledError:
-        raise asyncio.CancelledError("stray")
-    caught: list[BaseException] = []
-    with anyio.CancelScope() as scope:
-        scope.cancel()
-        try:
-            await anyio.lowlevel.checkpoint()
-        except BaseException as exc:
-            caught.append(exc)
-    raise caught[0]

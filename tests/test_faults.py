@@ -27,6 +27,7 @@ from anyloader import (
     LoadHandle,
 )
 from support import BACKENDS, backend_options
+from support.tasks import stray_cancellation
 
 # After so many rounds everybody has to know.
 BOUND = 60
@@ -326,19 +327,6 @@ class BrittleLimiter(anyio.CapacityLimiter):
 
     def release_on_behalf_of(self, borrower: object) -> None:
         self.tokens.release_on_behalf_of(borrower)
-
-
-async def stray_cancellation() -> BaseException:
-    if anyio.get_cancelled_exc_class() is asyncio.CancelledError:
-        return asyncio.CancelledError("stray")
-    caught: list[BaseException] = []
-    with anyio.CancelScope() as scope:
-        scope.cancel()
-        try:
-            await checkpoint()
-        except BaseException as exc:
-            caught.append(exc)
-    return caught.pop()
 
 
 async def rounds_until(condition: Callable[[], bool]) -> None:
