@@ -79,7 +79,9 @@ class Batch:
     entries: list[Entry] = field(default_factory=list)
     #: Hits that wait for this batch; they are not loads of it.
     deferred: dict[Entry, Outcome] = field(default_factory=dict)
-    #: Cache keys that were cleared while it ran: not to be stored in the value cache.
+    #: Cache keys that the value cache was asked for, and those that were cleared while it ran: not to
+    #: be stored there.
+    asked: set[Any] = field(default_factory=set)
     cleared: set[Any] = field(default_factory=set)
 
     @property
@@ -209,7 +211,12 @@ class Model:
         self._forget_value(self.get_cache_key(key))
 
     def clear_all(self) -> None:
-        for cache_key in list(self.cache or ()):
+        on_their_way = [
+            cache_key
+            for batch in self.batches
+            for cache_key in batch.asked | {entry.cache_key for entry in batch.entries}
+        ]
+        for cache_key in [*(self.cache or ()), *on_their_way]:
             self._forget_value(cache_key)
         if self.cache is not None:
             self.cache.clear()
@@ -294,6 +301,7 @@ class Model:
 
     def _ask(self, batch: Batch, values: dict[Any, Any]) -> None:
         self.delete_values()
+        batch.asked = {entry.cache_key for entry in batch.entries}
         found = [e for e in batch.entries if e.cache_key in values.keys() - batch.cleared]
         for entry in found:
             self._settle(entry, Outcome(values[entry.cache_key]), keep=True)
