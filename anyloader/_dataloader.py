@@ -140,10 +140,10 @@ class DataLoader(Generic[K, V]):
     :class:`LoaderScope` that is ambient at its first load, for good. Entering is no checkpoint.
 
     **Leaving** waits for the batches that some task awaits and cancels all others. It lets other
-    tasks run, but is a checkpoint for cancellation only if it has to wait; if that is cancelled, all
-    batches are. If the body raised or was cancelled, all batches are cancelled, and the exception
-    comes out as it is. What was cleared is deleted from the value cache in any case, for which up to a
-    second is taken.
+    tasks run if there ever was a batch, but is a checkpoint for cancellation only if it has to wait;
+    if that is cancelled, all batches are. If the body raised or was cancelled, all batches are
+    cancelled, and the exception comes out as it is. What was cleared is deleted from the value cache in
+    any case, for which up to a second is taken.
 
     **Threads.** All calls belong in the event loop in which the loader was opened.
     """

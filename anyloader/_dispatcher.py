@@ -375,7 +375,8 @@ class Dispatcher(Workers):
             worker.scope.cancel()
         try:
             if self._owns_group:
-                await leave_bare(self._group, leaving)
+                is_scope = self.backend.group_is_scope and not self._has_started
+                await leave_bare(self._group, leaving, is_scope)
             else:
                 await self._join()
         finally:
@@ -487,16 +488,21 @@ def _still_open(scope: Dispatcher | None) -> Dispatcher | None:
     return scope
 
 
-async def leave_bare(group: TaskGroup, leaving: BaseException | None) -> None:
+async def leave_bare(group: TaskGroup, leaving: BaseException | None, is_scope: bool) -> None:
     """
     Leave an anyio task group, whose tasks are done or cancelled, without an ExceptionGroup.
 
     :param leaving: what made the body end; it goes on by itself, unless it is a cancellation: that
         has to pass through the group, which may be its target, and raises it if it is not
+    :param is_scope: whether it never had a task and its cancel scope is all there is to leave, for a
+        third of the price
     """
     passed: tuple[Any, Any, Any] = (None, None, None)
     if leaving is not None and isinstance(leaving, anyio.get_cancelled_exc_class()):
         passed = (type(leaving), leaving, leaving.__traceback__)
+    if is_scope:
+        group.cancel_scope.__exit__(*passed)
+        return
     try:
         await group.__aexit__(*passed)
     except BaseExceptionGroup as errors:

@@ -70,8 +70,9 @@ class Workers:
     _owns_group: bool
     #: Starts ``work(*args)`` in the group, under a name. Not there before the group is entered.
     _start_task: Callable[..., None]
-    #: True while a task is being started: an eager task group runs its first step inside.
-    _starting = False
+    #: Whether a task was started in it ever; and is being started now: an eager task group runs its
+    #: first step inside.
+    _has_started = _starting = False
 
     def __init__(self) -> None:
         #: How many keys and batches have come. By this the leader knows a quiet round.
@@ -147,7 +148,7 @@ class Workers:
             return
         worker = self.context.run(_Worker, job)  # its scope asks which library runs
         self._workers.add(worker)
-        self._starting = True
+        self._has_started = self._starting = True
         try:
             self.context.run(self._start_task, self._steps_of, worker, name=f"anyloader: {name}")
         except BaseException as exc:

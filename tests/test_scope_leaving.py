@@ -275,3 +275,37 @@ def test_leaving_a_scope_waits_for_a_task_that_has_not_begun(shuffled_backend: s
         return [name for name in names if name and name.startswith("anyloader")]
 
     assert run_seeds(shuffled_backend, range(20), main) == []
+
+
+# --- A scope in which nothing was loaded ---
+
+
+async def test_leaving_an_unused_scope_passes_no_round_on_asyncio(anyio_backend_name: str) -> None:
+    if anyio_backend_name != "asyncio":
+        pytest.skip("a nursery of trio passes a round in any case")
+    soon: list[str] = []
+    asyncio.get_running_loop().call_soon(soon.append, "ran")
+    async with LoaderScope():
+        pass
+    assert soon == []
+    async with LoaderScope() as scope:
+        await scope.get(double).load(1)
+    assert soon == ["ran"]
+
+
+@pytest.mark.virtual_time
+async def test_an_unused_scope_lets_what_ended_its_body_through() -> None:
+    with pytest.raises(KeyError):
+        async with LoaderScope():
+            raise KeyError
+    with anyio.move_on_after(1) as around:
+        async with LoaderScope():
+            await anyio.sleep_forever()
+    assert around.cancelled_caught
+    with anyio.CancelScope() as around:
+        async with LoaderScope():
+            around.cancel()
+        await anyio.lowlevel.checkpoint()
+        pytest.fail("leaving an unused scope has swallowed the cancellation around it")
+    assert around.cancelled_caught
+    await anyio.lowlevel.checkpoint()
