@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -233,10 +235,11 @@ async def test_links_are_bounded(telemetry: Telemetry, most: int) -> None:
         for key in range(10):
             with telemetry.span("caller"):
                 loader.load(key)
+                loader.load(key)
         await loader.load_many(range(10))
     batch = telemetry.of("GraphQL DataLoader Batch it")
     assert ids(telemetry.named("caller")[:most]) == {link.context.span_id for link in batch.links}
-    assert batch.attributes["graphql.dataloader.batch.size"] == 20
+    assert batch.attributes["graphql.dataloader.batch.size"] == 30
 
 
 async def test_a_value_cache_that_answers_after_the_end_leaves_nothing_behind(
@@ -464,6 +467,58 @@ async def test_prometheus_has_the_same_metrics() -> None:
     assert value("batch_seconds_count", loader="no", outcome="cancelled") is None
     handler: Any = hook._handlers[BatchOpened]
     assert handler.__self__.batches == {}
+
+
+OF_A_WORKER = """
+import anyio
+from anyloader import DataLoader
+from anyloader.integrations.prometheus import PrometheusHook
+
+async def half(keys):
+    await anyio.lowlevel.checkpoint()
+    return [key if key else ValueError() for key in keys]
+
+async def never(keys):
+    raise AssertionError
+
+async def main():
+    hook = PrometheusHook()
+    async with DataLoader(half, name="it", hooks=[hook]) as loader:
+        for key in 1, 1, 1, 2:
+            await loader.load(key)
+        await loader.load_many([0, 3], return_exceptions=True)
+    with anyio.CancelScope() as scope:
+        async with DataLoader(never, name="asked", hooks=[hook], schedule=schedule) as loader:
+            for key in range(3):
+                loader.load(key)
+            look()
+            scope.cancel()
+
+async def schedule(batch):
+    await anyio.sleep_forever()
+
+def look():
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.multiprocess import MultiProcessCollector
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)
+    for name, labels in [
+        ("loads_total", {"loader": "it", "result": "miss"}),
+        ("loads_total", {"loader": "it", "result": "hit"}),
+        ("failed_keys_total", {"loader": "it"}),
+        ("queued_keys", {"loader": "asked"}),
+    ]:
+        print(registry.get_sample_value(f"anyloader_{name}", labels))
+
+anyio.run(main)
+"""
+
+
+async def test_prometheus_counts_where_another_process_collects(tmp_path: Path) -> None:
+    pytest.importorskip("prometheus_client")
+    variables = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    worker = await anyio.run_process([sys.executable, "-c", OF_A_WORKER], env=variables)
+    assert worker.stdout.split() == [b"4.0", b"2.0", b"1.0", b"3.0"]
 
 
 async def test_statistics_count_errors_and_what_the_value_cache_had() -> None:

@@ -20,7 +20,7 @@ from ..hooks import (
     ValueCacheMiss,
 )
 
-__all__ = ("OTHER", "SECONDS", "SIZES", "End", "Observer", "Pending")
+__all__ = ("OTHER", "OUTCOMES", "SECONDS", "SIZES", "End", "Observer", "Pending")
 
 #: Batches take from a fraction of a millisecond, in memory, to seconds.
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -33,6 +33,13 @@ OTHER = "other"
 S = TypeVar("S")
 
 End = BatchFinished | BatchFailed | BatchCancelled
+
+#: What has become of a batch.
+OUTCOMES: dict[type[Any], str] = {
+    BatchFinished: "finished",
+    BatchFailed: "failed",
+    BatchCancelled: "cancelled",
+}
 
 
 class Pending(Generic[S]):

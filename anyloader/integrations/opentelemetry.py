@@ -16,7 +16,7 @@ except ModuleNotFoundError as _exc:
     raise missing("opentelemetry", _exc) from _exc
 
 from ..hooks import BatchCancelled, BatchFailed, BatchStarted, Event, LoadHit
-from ._observer import SECONDS, SIZES, End, Observer, Pending
+from ._observer import OUTCOMES, SECONDS, SIZES, End, Observer, Pending
 
 __all__ = ("OpenTelemetryHook",)
 
@@ -233,12 +233,14 @@ class _Observer(Observer[_Series]):
         else:
             series.misses += 1
             series.queued += 1
-        caller = trace.get_current_span()
         callers = batch.callers
         if callers is None:
             callers = batch.callers = {}
+        if len(callers) >= self._most_links:
+            return
+        caller = trace.get_current_span()
         # One caller loads many keys more often than not.
-        if caller not in callers and len(callers) < self._most_links:
+        if caller not in callers:
             span_context = caller.get_span_context()
             if span_context.is_valid:
                 callers[caller] = None
@@ -272,7 +274,7 @@ class _Observer(Observer[_Series]):
 
     def end(self, batch: Pending[_Series], event: End, failed: int) -> None:
         series = batch.series
-        outcome = type(event).__name__.removeprefix("Batch").lower()
+        outcome = OUTCOMES[type(event)]
         seconds = time.perf_counter() - batch.started
         series.batches[outcome] += 1
         series.seconds += seconds

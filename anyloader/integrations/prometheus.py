@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ._extras import missing
@@ -13,7 +16,7 @@ except ModuleNotFoundError as _exc:
     raise missing("prometheus", _exc) from _exc
 
 from ..hooks import BatchStarted, Event, LoadHit
-from ._observer import SECONDS, SIZES, End, Observer, Pending
+from ._observer import OUTCOMES, SECONDS, SIZES, End, Observer, Pending
 
 __all__ = ("PrometheusHook",)
 
@@ -38,7 +41,9 @@ class PrometheusHook:
     - ``anyloader_value_cache_keys_total``, by ``result``: "hit" or "miss"
     - ``anyloader_value_cache_failures_total``, by ``operation``
 
-    No keys and no values are in any of them.
+    No keys and no values are in any of them. Loads are counted when metrics are collected. In the
+    client's multiprocess mode hits are, with the next batch of their loader, as another process
+    collects there.
 
     :param registry: where the metrics are registered
     :param most_names: loaders with other names than the first so many are counted as "other", so that
@@ -55,19 +60,38 @@ class PrometheusHook:
 
 
 class _Series:
-    """The metrics of one loader; looked up once, as that takes longer than to count."""
+    """
+    The metrics of one loader.
+
+    What is counted for each load is a plain number, as a counter of the client takes several times as
+    long; it is written there when somebody looks at it.
+    """
 
     def __init__(self, metrics: _Metrics, name: str) -> None:
         self._metrics = metrics
         self._name = name
-        self.hits, self.shared, self.misses = (
-            metrics.loads.labels(name, result) for result in ("hit", "shared", "miss")
-        )
-        self.queued = metrics.queued.labels(name)
+        self.hits = self.shared = self.misses = self.failed = self.queued = 0
+        loads, failed = metrics.loads, metrics.failed_keys
+        self._counters: dict[str, tuple[Any, int]] = {
+            "hits": (loads.labels(name, "hit"), 0),
+            "shared": (loads.labels(name, "shared"), 0),
+            "misses": (loads.labels(name, "miss"), 0),
+            "failed": (failed.labels(name), 0),
+        }
+        self._queued = metrics.queued.labels(name)
+        self._lock = threading.Lock()
         self.wait = metrics.wait.labels(name)
         self.size = metrics.size.labels(name)
         self.finished = metrics.seconds.labels(name, "finished")
-        self.failed_keys = metrics.failed_keys.labels(name)
+
+    def write(self) -> None:
+        with self._lock:
+            for counted, (counter, written) in self._counters.items():
+                number = getattr(self, counted)
+                if number != written:
+                    counter.inc(number - written)
+                    self._counters[counted] = counter, number
+            self._queued.set(self.queued)
 
     def seconds(self, outcome: str) -> Any:
         return self._metrics.seconds.labels(self._name, outcome)
@@ -79,16 +103,38 @@ class _Series:
         return self._metrics.cache_failures.labels(self._name, operation)
 
 
+class _Written:
+    """A metric of the client that is told what was counted before it is looked at."""
+
+    write_all: Callable[[], None]
+
+    def collect(self) -> Iterable[Any]:
+        self.write_all()
+        found: Iterable[Any] = super().collect()  # type: ignore[misc]  # pyright: ignore
+        return found
+
+
+class _Counter(_Written, Counter):
+    pass
+
+
+class _Gauge(_Written, Gauge):
+    pass
+
+
 class _Metrics:
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, write_all: Callable[[], None]) -> None:
         def make(kind: Any, name: str, text: str, *labels: str, **options: Any) -> Any:
             labels = ("loader", *labels)
             return kind(f"anyloader_{name}", text, labels, registry=registry, **options)
 
-        self.loads = make(Counter, "loads", "Loads, by how they were answered", "result")
+        self.loads = make(_Counter, "loads", "Loads, by how they were answered", "result")
         self.queued = make(
-            Gauge, "queued_keys", "Keys that wait to be sent", multiprocess_mode="livesum"
+            _Gauge, "queued_keys", "Keys that wait to be sent", multiprocess_mode="livesum"
         )
+        self.failed_keys = make(_Counter, "failed_keys", "Keys that failed")
+        for metric in (self.loads, self.queued, self.failed_keys):
+            metric.write_all = write_all
         self.wait = make(
             Histogram,
             "batch_wait_seconds",
@@ -103,7 +149,6 @@ class _Metrics:
             "outcome",
             buckets=SECONDS,
         )
-        self.failed_keys = make(Counter, "failed_keys", "Keys that failed")
         self.cache_keys = make(
             Counter, "value_cache_keys", "Keys that a value cache was asked for", "result"
         )
@@ -115,21 +160,31 @@ class _Metrics:
 class _Observer(Observer[_Series]):
     def __init__(self, registry: CollectorRegistry, most_names: int) -> None:
         super().__init__(lambda name: _Series(metrics, name), most_names)
-        metrics = _Metrics(registry)
+        metrics = _Metrics(registry, self._write_all)
+        # There another process looks, at what this one has written.
+        self._writes_at_once = "PROMETHEUS_MULTIPROC_DIR" in os.environ
+
+    def _write_all(self) -> None:
+        for series in list(self.series.values()):
+            series.write()
 
     def on_hit(self, event: LoadHit) -> None:
-        (self.series.get(event.loader) or self.of(event.loader)).hits.inc()
+        (self.series.get(event.loader) or self.of(event.loader)).hits += 1
 
     def queued(self, batch: Pending[_Series], shared: bool) -> None:
         series = batch.series
         if shared:
-            series.shared.inc()
+            series.shared += 1
         else:
-            series.misses.inc()
-            series.queued.inc()
+            series.misses += 1
+            series.queued += 1
+        if self._writes_at_once:
+            series.write()
 
     def waiting(self, series: _Series, change: int) -> None:
-        series.queued.inc(change)
+        series.queued += change
+        if self._writes_at_once:
+            series.write()
 
     def start(self, batch: Pending[_Series], event: BatchStarted) -> None:
         series = batch.series
@@ -138,11 +193,13 @@ class _Observer(Observer[_Series]):
 
     def end(self, batch: Pending[_Series], event: End, failed: int) -> None:
         series = batch.series
-        outcome = type(event).__name__.removeprefix("Batch").lower()
+        outcome = OUTCOMES[type(event)]
         seconds = series.finished if outcome == "finished" else series.seconds(outcome)
         seconds.observe(time.perf_counter() - batch.started)
         if failed:
-            series.failed_keys.inc(failed)
+            series.failed += failed
+            if self._writes_at_once:
+                series.write()
 
     def asked_value_cache(self, series: _Series, found: int, missed: int) -> None:
         series.value_cache_keys("hit" if found else "miss").inc(found or missed)
