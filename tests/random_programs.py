@@ -15,6 +15,8 @@ class Source:
     #: What it loads from: numbers of loaders.
     needs: tuple[int, ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
+    #: Whether all that it loads is loaded before any of it is awaited, some time later.
+    early: bool = False
     kind: str = "list"
     #: Of ten keys so many fail; of ten calls so many fail, in one of these ways.
     bad_keys: int = 0
@@ -92,6 +94,7 @@ def program(seed: int) -> Program:
             keys=rng.choice(("int", "int", "int", "own", "broken")),
             cache_map=rng.random() < 0.1,
             arguments=rng.random() < 0.2,
+            early=rng.random() < 0.3,
         )
 
     def op() -> Op:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -215,20 +215,23 @@ class World:
         return random.Random(seed).randrange(10) < of_ten
 
     async def work(self, call: Call, source: Source) -> None:
+        loads = []
         # Without a cache functions that need each other go on for ever, as recursive ones do.
         for other in source.needs if len(self.calls) < 200 else ():
             keys = [self.key(other, (key + 1) % 5) for key in call.keys]
             try:
                 loader = self.loaders[other]
-                await (loader.load(keys[0]) if len(keys) == 1 else loader.load_many(keys))
-            except LoadDeadlockError:
-                sources = self.program.sources
-                limited = self.program.scope_limiter or any(one.limiter for one in sources)
-                cyclic = any(n <= i for i, one in enumerate(sources) for n in one.needs)
-                if not limited and not cyclic:
-                    self.wrong(f"deadlock of {call}")
+                load = loader.load(keys[0]) if len(keys) == 1 else loader.load_many(keys)
             except Exception:
-                pass  # judged where it came from
+                continue  # judged where it came from
+            if source.early:
+                loads.append(load)
+            else:
+                await self.need(call, load)
+        if loads:
+            await anyio.sleep(1)
+        for load in loads:
+            await self.need(call, load)
         if source.sleep:
             await anyio.sleep(source.sleep)
         if self.unlucky(call, source.bad_calls) and source.way != "short":
@@ -236,6 +239,25 @@ class World:
             if source.way == "stray":
                 raise await stray_cancellation()
             raise (Frozen if source.way == "frozen" else Refused)(call.source, call.keys)
+
+    async def need(self, call: Call, load: Awaitable[Any]) -> None:
+        """Await what a function has loaded, in vain or not."""
+        sources = self.program.sources
+        try:
+            await load
+        except LoadDeadlockError:
+            limited = self.program.scope_limiter or any(one.limiter for one in sources)
+            cyclic = any(n <= i for i, one in enumerate(sources) for n in one.needs)
+            if not limited and not cyclic:
+                self.wrong(f"deadlock of {call}")
+        except LoadCancelledError as exc:
+            # Who is cancelled together with what it loads hears of it here, at the latest.
+            await anyio.lowlevel.checkpoint()
+            left = self.program.end == "left" and self.program.place == "scope"
+            if left and not any(source.way == "stray" for source in sources):
+                self.wrong(f"{call} goes on without a load of its own: {exc}")
+        except Exception:
+            pass  # judged where it came from
 
     def result(self, call: Call, key: Any, source: Source) -> Any:
         number = self.plain(key)
@@ -515,6 +537,13 @@ class Calling:
         self.call.ended = kind.__name__ if kind else "returned"
 
 
+class Found(dict[Any, Any]):
+    """A mapping that cannot be read."""
+
+    def __getitem__(self, key: Any) -> Any:
+        raise Broken("mapping")
+
+
 class Values:
     """A value cache that takes its time, fails or hangs."""
 
@@ -533,7 +562,8 @@ class Values:
     async def get_many(self, keys: Sequence[Any]) -> Mapping[Any, Any]:
         await self.work()
         plain = self.world.plain
-        return {key: self.items[plain(key)] for key in keys if plain(key) in self.items}
+        found = {key: self.items[plain(key)] for key in keys if plain(key) in self.items}
+        return Found(found) if self.kind == "failing" and self.world.rng.random() < 0.3 else found
 
     async def set_many(self, items: Mapping[Any, Any]) -> None:
         await self.work()
