@@ -5,7 +5,8 @@ A test file says ``pytestmark = pytest.mark.anyio``. On a test or on a whole fil
 * ``@pytest.mark.virtual_time`` runs it in virtual time, where sleeping takes none,
 * ``@pytest.mark.only_on("asyncio")`` or ``("trio")`` runs it on the backends of that library only.
 
-A synchronous test gets ``shuffled_backend`` and passes it to ``run_shuffled`` and its like.
+A synchronous test gets ``shuffled_backend`` and passes it to ``run_shuffled`` and its like. With eager
+tasks these run by ``--eager-orders``, as they do beside the coverage, or by ``--all-backends``.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ REPEATING = {
     *("batch_function", "batch_results", "constructor", "keys", "messages", "required", "rows"),
     *("split_on_error", "subclass_names", "arguments", "batch_loader", "weights", "prime"),
     *("telemetry", "prometheus", "trace", "testing", "hooks", "strange_errors", "value_caches"),
-    *("redis", "redis_keys", "redis_failures", "sqlalchemy_sessions", "growth", "cache", "errors"),
+    *("nothing_kept", "redis", "redis_keys", "redis_failures", "sqlalchemy_sessions", "growth", "cache", "errors"),
     *("load_many", "pending_cache", "queue_bound", "value_cache"),
     *(
         "sqlalchemy",
@@ -50,6 +51,11 @@ REPEATING = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-backends", action="store_true", help="every test on every backend")
+    parser.addoption(
+        "--eager-orders",
+        action="store_true",
+        help="orders of tasks on asyncio with eager tasks only, where they are left out otherwise",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -69,7 +75,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             names = [name for name in names if "+" not in name]
         metafunc.parametrize("anyio_backend", names, indirect=True)
     if "shuffled_backend" in metafunc.fixturenames:
-        metafunc.parametrize("shuffled_backend", SHUFFLED_BACKENDS)
+        names = list(SHUFFLED_BACKENDS)
+        if not metafunc.config.getoption("all_backends"):
+            eager = metafunc.config.getoption("eager_orders")
+            names = [name for name in names if ("+" in name) is eager]
+        metafunc.parametrize("shuffled_backend", names)
 
 
 # anyio's own fixture of this name has module scope. With function scope each test gets a loop of

@@ -597,7 +597,7 @@ def main() -> int:
             print(f"killed   {mutant}   {by}" if by else f"SURVIVED {mutant}", flush=True)
 
         if todo:
-            os.environ["MODEL_STEPS"] = "3000"
+            os.environ["MODEL_STEPS"] = "1000"
             os.chdir(root)
             sys.path[0] = str(root)
             arguments = ["-s", "-p", "no:terminal", "-p", "no:cacheprovider"]
