@@ -35,6 +35,7 @@ class Portal:
             self._task = sys.modules["asyncio"].create_task(self._hold())
         with CancelScope(shield=True):  # entering waits for nobody
             await self._opened.wait()
+        self._raise_error()
 
     async def close(self) -> None:
         self._leave.set()
@@ -45,6 +46,9 @@ class Portal:
             with CancelScope(shield=True):
                 await self._left.wait()
             raise
+        self._raise_error()
+
+    def _raise_error(self) -> None:
         error, self._error = self._error, None
         if error is not None:
             try:
@@ -61,6 +65,7 @@ class Portal:
         except anyio.get_cancelled_exc_class():
             raise  # the event loop ends
         except BaseException as exc:
-            self._error = exc  # of a batch function, KeyboardInterrupt and the like
+            self._error = exc  # of entering, or of a batch function: KeyboardInterrupt and the like
         finally:
+            self._opened.set()
             self._left.set()

@@ -189,10 +189,12 @@ class LoaderScope:
         sure. A checkpoint; it is open afterwards even if the caller is being cancelled.
 
         :raises RuntimeError: if the scope was entered before
+        :raises LoaderNotOpenError: if that which it is to be inside of was not entered
         """
         self._check_new()
-        self._portal = Portal(self)
-        await self._portal.open()
+        portal = Portal(self)
+        await portal.open()  # fails if another task was first
+        self._portal = portal
         ambient.set(self._dispatcher)
         return self
 

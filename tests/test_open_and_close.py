@@ -117,6 +117,34 @@ async def test_opening_twice_and_closing_what_was_not_opened_are_errors() -> Non
             await entered.aclose()
 
 
+async def test_what_it_cannot_be_entered_for_comes_out_of_open() -> None:
+    scope = LoaderScope(inside=LoaderScope())
+    with pytest.raises(LoaderNotOpenError, match="not entered"):
+        await scope.open()
+
+
+async def test_of_two_tasks_that_open_it_at_once_one_does() -> None:
+    scope = LoaderScope()
+    ends: list[str] = []
+
+    async def opens() -> None:
+        try:
+            await scope.open()
+        except RuntimeError as exc:
+            ends.append(str(exc)[:42])
+        else:
+            ends.append("opened")
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(opens)
+        group.start_soon(opens)
+    assert sorted(ends) == ["a LoaderScope can be entered once; make a ", "opened"]
+    assert await scope.get(echo).load(1) == 1
+    await scope.aclose()
+    with pytest.raises(LoaderClosedError):
+        scope.get(echo)
+
+
 async def test_what_goes_through_a_group_comes_out_of_aclose() -> None:
     class Stop(BaseException):
         pass
