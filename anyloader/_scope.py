@@ -490,11 +490,12 @@ class BatchLoader(Generic[K, V, A]):
 
         :param arguments: hashable, and such as the function takes; type checkers know them
         :param args: for type checkers; arguments are given by name
-        :raises TypeError: if the function does not take them, or one of them cannot be hashed
+        :raises TypeError: if the function does not take them, or one of them cannot be hashed, or it has
+            a ``value_cache``, which would mix up the values of other arguments
         """
         refuse_positional("bind()", args)
         bound = {**self._arguments, **arguments}
-        check_arguments(self._function, bound)
+        check_arguments(self._function, bound, self._options.get("value_cache"))
         return BatchLoader(self._function, self._options, bound, self._family)
 
     def _loader(self) -> DataLoader[K, V]:

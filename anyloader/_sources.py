@@ -60,11 +60,15 @@ def refuse_positional(who: str, args: tuple[Any, ...]) -> None:
         raise TypeError(f"{who} takes arguments by name, such as first=3, and not by position")
 
 
-def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+def check_arguments(
+    function: Callable[..., Any], arguments: Mapping[str, Any], value_cache: object = None
+) -> None:
     """
     Check arguments against the signature of a batch function.
 
-    :raises TypeError: if it does not take these, or one of them cannot be hashed
+    :param value_cache: that of its loaders, which knows keys and no arguments
+    :raises TypeError: if it does not take these, or one of them cannot be hashed, or its value cache
+        would take the values under one set of them for those under another
     """
     import inspect  # takes long to import
 
@@ -72,11 +76,16 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) 
         signature = inspect.signature(function)
     except ValueError:  # a builtin that does not tell
         signature = inspect.signature(lambda *keys, **rest: None)
+    name = getattr(function, "__qualname__", type(function).__qualname__)
     try:
         signature.bind(None, **arguments)
     except TypeError as exc:
-        name = getattr(function, "__qualname__", type(function).__qualname__)
         raise TypeError(f"bind() of {name}: {exc}; its signature is {name}{signature}") from None
+    if arguments and value_cache is not None:
+        raise TypeError(
+            f"bind() of {name}: it has a value_cache, which would mix up the values of other arguments; "
+            "make what the values depend on part of the keys"
+        )
     _check_hashable(function, arguments)
 
 
@@ -117,7 +126,7 @@ def say_arguments(loader: S, arguments: Mapping[str, Any]) -> S:
 def _make_of_class(source: Any, arguments: Mapping[str, Any]) -> DataLoader[Any, Any]:
     """Give the arguments to a constructor of its own, and otherwise to its batch function."""
     if arguments and source.__init__ is DataLoader.__init__:
-        check_arguments(partial(source.batch_load_fn, None), arguments)
+        check_arguments(partial(source.batch_load_fn, None), arguments, source.value_cache)
         loader: DataLoader[Any, Any] = source()
         loader.__anyloader__.bind_arguments(arguments)
         return say_arguments(loader, arguments)

@@ -167,7 +167,7 @@ class World:
             if source.cache_map and options.get("cache", True) is True:
                 options["cache_map"] = Cache(self)
             fetch = self.function(number, source)
-            arguments = {"first": number} if source.arguments else {}
+            arguments = {"first": number} if source.arguments and not source.value_cache else {}
             if "cache_map" in options:
                 self.loaders.append(scope.get(with_options(fetch, options)))
             else:

@@ -10,6 +10,7 @@ import pytest
 
 from anyloader import BatchLoader, BatchResultError, DataLoader, LoaderScope, batch_loader
 from support import Recorder
+from support.value_caches import Store
 
 pytestmark = pytest.mark.anyio
 
@@ -431,3 +432,26 @@ async def test_the_name_of_a_partial_says_its_keywords() -> None:
     source: Any = partial(fetch, table="users")
     async with LoaderScope() as scope:
         assert scope.get(source).name.endswith("fetch(table)")
+
+
+async def test_a_value_cache_knows_nothing_of_them() -> None:
+    class Plain(DataLoader[int, str]):
+        value_cache = Store()
+
+        async def batch_load_fn(self, keys: list[int], *, first: int = 10) -> list[str]:
+            return [f"{first} of {key}" for key in keys]
+
+    @batch_loader(value_cache=Store())
+    async def fetch_books(keys: list[int], *, first: int = 10) -> list[str]:
+        return [f"{first} of {key}" for key in keys]
+
+    async with LoaderScope() as scope:
+        assert await fetch_books.bind().load(1) == "10 of 1"
+        assert await scope.get(Plain).load(1) == "10 of 1"
+        for refused in (
+            lambda: fetch_books.bind(first=3),
+            lambda: scope.get(fetch_books, first=3),
+            lambda: scope.get(Plain, first=3),
+        ):
+            with pytest.raises(TypeError, match="has a value_cache, which would mix up"):
+                refused()
