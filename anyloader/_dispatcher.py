@@ -476,9 +476,17 @@ class Dispatcher(Workers):
             self.to_delete[level] = None
         elif self.token is not None and not has_ended(self._group):
             try:
-                self.context.run(self._start_task, level.delete, name="anyloader: delete")
+                self.context.run(
+                    self._start_task, _delete_shielded, level, name="anyloader: delete"
+                )
             except RuntimeError:  # the group has ended after all
                 pass
+
+
+async def _delete_shielded(level: Any) -> None:
+    """As on the way out: a foreign group that is cancelled right after ``clear`` is one."""
+    with anyio.move_on_after(_FAREWELL, shield=True):
+        await level.delete()
 
 
 def _still_open(scope: Dispatcher | None) -> Dispatcher | None:

@@ -308,6 +308,21 @@ async def test_in_a_foreign_group_what_was_cleared_is_deleted_at_once() -> None:
     assert store.values == {2: "2"}
 
 
+async def test_a_foreign_group_that_is_cancelled_lets_what_was_cleared_be_deleted() -> None:
+    class Slow(Store):
+        async def delete_many(self, keys: Sequence[Any]) -> None:
+            await anyio.lowlevel.checkpoint()
+            await super().delete_many(keys)
+
+    store = Slow({1: "old"})
+    async with anyio.create_task_group() as tg:
+        loader = DataLoader(Recorder(str), value_cache=store, task_group=tg)
+        assert await loader.load(1) == "old"
+        loader.clear(1)
+        tg.cancel_scope.cancel()
+    assert store.values == {}
+
+
 async def test_a_deletion_that_fails_on_the_way_out_is_told_as_of_no_batch() -> None:
     class Values:
         async def get_many(self, keys: Any) -> Any:
