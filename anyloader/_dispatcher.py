@@ -199,7 +199,7 @@ class Dispatcher(Workers):
             its batch functions
         :raises RuntimeError: if this is another event loop, or a thread without one
         """
-        if self.state is CLOSED or (self.state is CLOSING and not self._runs_here()):
+        if self.state is CLOSED or (self.state is CLOSING and not self.runs_here()):
             raise LoaderClosedError(closed(name))
         self.check_thread()
         if not self.entered and has_ended(self._group):
@@ -241,7 +241,7 @@ class Dispatcher(Workers):
         if without and has_ended(self._group):
             batch.fail(LoaderClosedError(closed(batch.name)))
 
-    def _runs_here(self) -> bool:
+    def runs_here(self) -> bool:
         """Whether the caller is part of a batch function of this dispatcher."""
         batch = running_batch.get()
         while batch is not None:

@@ -206,12 +206,18 @@ class LoaderScope:
         they are waited for.
 
         :raises LoaderNotOpenError: if the scope was not opened by :meth:`open`
-        :raises RuntimeError: if called from another thread or event loop
+        :raises RuntimeError: if called from another thread or event loop, or by a batch function of the
+            scope, which would wait for itself
         """
         if self._portal is None:
             raise LoaderNotOpenError("this LoaderScope was not opened; use open(), or `async with`")
         dispatcher = cast(Dispatcher, self._dispatcher)
         dispatcher.check_thread()
+        if dispatcher.runs_here():
+            raise RuntimeError(
+                "a batch function cannot wait for the end of the scope that it runs in; use "
+                "scope.cancel(), or close it elsewhere"
+            )
         try:
             await self._portal.close()
         finally:

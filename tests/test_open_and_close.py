@@ -159,6 +159,17 @@ async def test_what_goes_through_a_group_comes_out_of_aclose() -> None:
         await scope.aclose()
 
 
+async def test_a_batch_function_cannot_wait_for_its_own_end() -> None:
+    async def closes(keys: list[int]) -> list[int]:
+        with pytest.raises(RuntimeError, match="end of the scope that it runs in"):
+            await scope.aclose()
+        return keys
+
+    scope = await LoaderScope().open()
+    assert await scope.get(closes).load(1) == 1
+    await scope.aclose()
+
+
 async def test_it_is_not_closed_from_another_event_loop() -> None:
     scope = await LoaderScope().open()
     with pytest.raises(RuntimeError, match="event loop"):
