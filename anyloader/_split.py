@@ -2,16 +2,54 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sized
 from typing import Any, TypeVar
 
 from ._errors import BatchResultError
 from ._results import article, counted
 
-__all__ = ("split_on_error",)
+__all__ = ("Split", "split_on_error")
 
 K = TypeVar("K")
 R = TypeVar("R")
+
+
+class Split:
+    """A batch function that halves what fails; :func:`split_on_error` makes it."""
+
+    def __init__(
+        self, func: Callable[..., Any], kinds: tuple[type[Exception], ...], max_calls: int | None
+    ) -> None:
+        self.func = self.__wrapped__ = func
+        self._kinds = kinds
+        self._max_calls = math.inf if max_calls is None else max_calls
+        self.__name__ = getattr(func, "__name__", "batch_load_fn")
+        self.__qualname__ = getattr(func, "__qualname__", "batch_load_fn")
+
+    async def __call__(self, keys: list[Any], /, **arguments: Any) -> Any:
+        parts: list[tuple[list[Any], Any]] = []
+        calls = 0
+        # What is still to be asked, the next one last, with the error of the call that it was in.
+        todo: list[tuple[list[Any], Exception | None]] = [(keys, None)]
+        while todo:
+            part, last = todo.pop()
+            if last is not None and calls >= self._max_calls:
+                parts.append((part, last))
+                continue
+            calls += 1
+            try:
+                parts.append((part, await self.func(list(part), **arguments)))
+            except self._kinds as exc:
+                if len(part) < 2:
+                    parts.append((part, exc))
+                    continue
+                half = len(part) // 2
+                todo += [(part[half:], exc), (part[:half], exc)]
+        return _joined(parts)
+
+    def __repr__(self) -> str:
+        return f"<split_on_error {self.__qualname__}>"
 
 
 def split_on_error(
@@ -46,31 +84,7 @@ def split_on_error(
     if max_calls is not None and max_calls < 1:
         raise ValueError(f"max_calls must be an int >= 1 or None, not {max_calls!r}")
 
-    async def batch_load_fn(keys: list[K], /, **arguments: Any) -> Any:
-        parts: list[tuple[list[K], Any]] = []
-        calls = 0
-        last: Exception | None = None
-        # What is still to be asked, the next one last, with the error of the call that it was in.
-        todo: list[tuple[list[K], Exception | None]] = [(keys, None)]
-        while todo:
-            part, last = todo.pop()
-            if last is not None and max_calls is not None and calls >= max_calls:
-                parts.append((part, last))
-                continue
-            calls += 1
-            try:
-                parts.append((part, await fn(list(part), **arguments)))
-            except kinds as exc:
-                if len(part) < 2:
-                    parts.append((part, exc))
-                    continue
-                half = len(part) // 2
-                todo += [(part[half:], exc), (part[:half], exc)]
-        return _joined(parts)
-
-    batch_load_fn.__name__ = getattr(fn, "__name__", "batch_load_fn")
-    batch_load_fn.__qualname__ = getattr(fn, "__qualname__", "batch_load_fn")
-    return batch_load_fn
+    return Split(fn, kinds, max_calls)
 
 
 def _joined(parts: list[tuple[list[Any], Any]]) -> Any:

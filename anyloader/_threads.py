@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from anyio import CapacityLimiter, to_thread
 
 from ._batch import running_batch
+from ._split import Split
 
 if TYPE_CHECKING:
     from ._limits import LimiterOption
@@ -86,7 +87,7 @@ def in_thread(
 
 
 def thread_limiter(function: object) -> LimiterOption | None:
-    """Return what bounds the threads of a batch function, if :func:`in_thread` made it."""
-    while isinstance(function, partial):
+    """Return what bounds the threads of a batch function, if :func:`in_thread` made it or a part of it."""
+    while isinstance(function, (partial, Split)):
         function = function.func
     return function.limiter if isinstance(function, InThread) else None

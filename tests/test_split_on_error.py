@@ -8,6 +8,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from anyloader import BatchResultError, DataLoader, split_on_error
+from support.value_caches import Store
 
 pytestmark = pytest.mark.anyio
 
@@ -108,7 +109,9 @@ async def test_it_keeps_the_name_of_its_function() -> None:
     async def fetch_users(keys: list[int]) -> list[int]:
         return keys
 
-    assert "fetch_users" in DataLoader(split_on_error(fetch_users, on=Bad)).name
+    function = split_on_error(fetch_users, on=Bad)
+    assert "fetch_users" in DataLoader(function).name
+    assert "fetch_users" in repr(function)
 
 
 @pytest.mark.parametrize(
@@ -135,3 +138,17 @@ async def test_a_part_with_another_length_fails_the_batch_and_says_so(wrong: Any
     async with DataLoader[int, Any](split_on_error(fetch, on=LookupError)) as loader:
         with pytest.raises(BatchResultError, match="for 2 keys"):
             await loader.load_many(range(4))
+
+
+def test_a_value_cache_of_one_function_is_refused_to_another_one() -> None:
+    async def fetch(keys: list[int]) -> list[int]:
+        raise NotImplementedError
+
+    async def other(keys: list[int]) -> list[int]:
+        raise NotImplementedError
+
+    cache = Store()
+    for _ in range(2):
+        DataLoader(split_on_error(fetch, on=Bad), value_cache=cache)
+    with pytest.raises(TypeError, match="serves another batch function"):
+        DataLoader(split_on_error(other, on=Bad), value_cache=cache)

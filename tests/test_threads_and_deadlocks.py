@@ -10,7 +10,7 @@ import anyio.from_thread
 import pytest
 from anyio import to_thread
 
-from anyloader import DataLoader, LoadDeadlockError, LoaderScope, in_thread
+from anyloader import DataLoader, LoadDeadlockError, LoaderScope, in_thread, split_on_error
 
 pytestmark = pytest.mark.anyio
 
@@ -64,6 +64,22 @@ async def test_with_two_threads_there_is_none() -> None:
     limiter = anyio.CapacityLimiter(2)
     async with rescued(limiter), LoaderScope():
         assert await loaders(limiter, limiter).load_many([1, 2]) == [1, 2]
+
+
+async def test_nor_is_it_hidden_by_split_on_error() -> None:
+    limiter = anyio.CapacityLimiter(1)
+
+    def users(ids: list[int]) -> list[int]:
+        raise NotImplementedError
+
+    def posts(ids: list[int]) -> list[int]:
+        return anyio.from_thread.run(users_loader.load_many, ids)
+
+    async with rescued(limiter), LoaderScope():
+        users_loader = DataLoader(in_thread(users, limiter=limiter))
+        splits = split_on_error(in_thread(posts, limiter=limiter), on=KeyError)
+        with pytest.raises(LoadDeadlockError):
+            await DataLoader(splits).load(1)
 
 
 async def test_nor_with_a_limiter_for_each() -> None:
