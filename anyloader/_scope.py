@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar, Token
 from functools import partial, update_wrapper
+from inspect import unwrap
 from types import CodeType, MethodType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, overload
 
@@ -302,7 +303,7 @@ class LoaderScope:
         """Warn where a scope is asked for a new function at each call."""
         while isinstance(function, partial):
             function = function.func
-        code = getattr(function, "__code__", None)
+        code = getattr(unwrap(function), "__code__", None)  # a decorator's is that of many
         if code is None:
             return
         made = self._made_of.setdefault(code, {})

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import linecache
-from functools import partial
-from typing import Any, get_args
+from functools import partial, wraps
+from typing import Any, cast, get_args
 
 import pytest
 
-from anyloader import BatchLoader, BatchResultError, DataLoader, LoaderScope, batch_loader
+from anyloader import (
+    BatchLoader,
+    BatchResultError,
+    DataLoader,
+    LoaderScope,
+    batch_loader,
+    split_on_error,
+)
 from support import Recorder
 from support.value_caches import Store
 
@@ -312,6 +319,41 @@ async def test_many_tables_decorated_by_one_function_are_no_new_functions() -> N
     async with LoaderScope():
         for fetch in tables:
             await fetch.load_many([1, 2])
+
+
+def timed(fetch: Any) -> Any:
+    @wraps(fetch)
+    async def batch_load_fn(keys: list[int]) -> list[int]:
+        return cast("list[int]", await fetch(keys))
+
+    return batch_load_fn
+
+
+async def test_functions_under_one_decorator_are_no_new_functions() -> None:
+    async def echo(keys: list[int], number: int) -> list[int]:
+        return keys
+
+    fetches: list[Any] = [
+        lambda keys: echo(keys, 1),
+        lambda keys: echo(keys, 2),
+        lambda keys: echo(keys, 3),
+        lambda keys: echo(keys, 4),
+        lambda keys: echo(keys, 5),
+        lambda keys: echo(keys, 6),
+    ]
+    async with LoaderScope() as scope:
+        for fetch in map(timed, fetches):
+            await scope.get(fetch).load(1)
+
+
+async def test_but_one_that_is_decorated_at_each_call_is() -> None:
+    async def fetch(keys: list[int]) -> list[int]:
+        return keys
+
+    async with LoaderScope() as scope:
+        with pytest.warns(RuntimeWarning, match="6 loaders of one scope"):  # noqa: PT031
+            for _ in range(10):
+                await scope.get(split_on_error(fetch, on=KeyError)).load(1)
 
 
 async def test_a_few_are_none() -> None:
