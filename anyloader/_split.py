@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sized
+from copy import copy
 from typing import Any, TypeVar
 
 from ._errors import BatchResultError
@@ -92,7 +93,8 @@ def _joined(parts: list[tuple[list[Any], Any]]) -> Any:
     if len(parts) == 1 and not isinstance(parts[0][1], Exception):
         return parts[0][1]
     if any(isinstance(result, Mapping) for _, result in parts):
-        found: dict[Any, Any] = {}
+        # One that says itself what it gives for what it lacks, as a defaultdict does, goes on to do so.
+        found: Any = next((copy(x) for _, x in parts if hasattr(type(x), "__missing__")), {})
         for keys, result in parts:
             found.update(
                 result if isinstance(result, Mapping) else zip(keys, _values(keys, result))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -152,3 +153,15 @@ def test_a_value_cache_of_one_function_is_refused_to_another_one() -> None:
         DataLoader(split_on_error(fetch, on=Bad), value_cache=cache)
     with pytest.raises(TypeError, match="serves another batch function"):
         DataLoader(split_on_error(other, on=Bad), value_cache=cache)
+
+
+async def test_what_a_mapping_gives_for_what_it_lacks_it_gives_in_parts_too() -> None:
+    async def posts_of(authors: list[int]) -> dict[int, list[str]]:
+        if 2 in authors:
+            raise Bad
+        return defaultdict(list, {1: ["first"]})
+
+    async with DataLoader(split_on_error(posts_of, on=Bad)) as loader:
+        values = await loader.load_many([1, 2, 3], return_exceptions=True)
+    assert values[::2] == [["first"], []]
+    assert isinstance(values[1], Bad)
