@@ -474,9 +474,10 @@ class BatchLoader(Generic[K, V, A]):
         return self._function(keys, *args, **{**self._arguments, **kwargs})
 
     def __get__(self, instance: Any, owner: type | None = None) -> BatchLoader[K, V, A]:
-        if instance is None or isinstance(self._function, (MethodType, staticmethod)):
-            return self
         function: Any = self._function
+        is_bound = isinstance(function, (MethodType, staticmethod, partial))
+        if instance is None or is_bound or not hasattr(function, "__get__"):
+            return self
         bound = function.__get__(instance, owner)
         # Made anew at each look, but equal for one object, as its methods are.
         return BatchLoader(bound, self._options, self._arguments, (self._family, bound))

@@ -14,6 +14,7 @@ from anyloader import (
     DataLoader,
     LoaderScope,
     batch_loader,
+    in_thread,
     split_on_error,
 )
 from support import Recorder
@@ -247,6 +248,25 @@ async def test_beside_a_method_it_binds_to_the_instance() -> None:
         assert await one.users.bind(first=5).load(1) == "one 1 5"
         assert await one.users([7]) == ["one 7 1"]
     assert (one.calls, two.calls) == ([[1, 2], [1], [7]], [[1]])
+
+
+async def test_what_is_no_method_stands_in_a_class_as_it_is() -> None:
+    async def plain(keys: list[int], *, by: int = 1) -> list[int]:
+        return [key * by for key in keys]
+
+    def blocks(keys: list[int]) -> list[int]:
+        return keys
+
+    class Library:
+        blocking = batch_loader(in_thread(blocks))
+        split = batch_loader(split_on_error(plain, on=KeyError))
+        doubled: Any = batch_loader(cast(Any, partial(plain, by=2)))
+
+    library = Library()
+    async with LoaderScope():
+        assert await library.blocking.load(1) == 1
+        assert await library.split.load(1) == 1
+        assert await library.doubled.load(1) == 2
 
 
 # --- a loader for each call is no batching ---
