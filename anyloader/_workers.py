@@ -393,10 +393,17 @@ class Workers:
         _begin(batch)
         self.storing += 1
         try:
-            await batch.loader.second_level.fetch(batch, self._fetch)
+            await batch.loader.second_level.fetch(batch, self._fetch_and_release)
         finally:
             self.storing -= 1
             self.changed()
+
+    async def _fetch_and_release(self, batch: Batch) -> None:
+        """Storing comes afterwards, and however long it takes, others may call their functions."""
+        try:
+            await self._fetch(batch)
+        finally:
+            self._release_tokens((batch,))
 
     async def _fetch(self, batch: Batch, begins: bool = False) -> None:
         """Call the batch function, and settle the batch by what it gives."""

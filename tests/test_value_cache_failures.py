@@ -16,6 +16,7 @@ import pytest
 from anyloader import (
     DataLoader,
     LoadCancelledError,
+    limit,
 )
 from anyloader.hooks import (
     Event,
@@ -341,3 +342,12 @@ async def test_a_deletion_that_fails_on_the_way_out_is_told_as_of_no_batch() -> 
     assert [(type(event), event.batch, event.operation) for event in told] == [
         (ValueCacheFailed, 0, "delete_many")
     ]
+
+
+@pytest.mark.virtual_time
+async def test_who_stores_holds_no_token() -> None:
+    store = Hanging("set_many")
+    async with DataLoader(Recorder(str), value_cache=store, limiter=limit(1)) as loader:
+        assert await loader.load(1) == "1"
+        with anyio.fail_after(5):
+            assert await loader.load(2) == "2"
