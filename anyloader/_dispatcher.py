@@ -283,8 +283,11 @@ class Dispatcher(Workers):
 
         :raises LoaderClosedError: if the task group takes no more tasks; the batch has failed then
         """
-        batch.seal(reason)
-        self.send(batch)
+        try:
+            batch.seal(reason)
+        finally:
+            if not batch.is_open:  # as it is where a hook is interrupted, too
+                self.send(batch)
 
     def batch_done(self, batch: Batch) -> None:
         """All loads of a batch are settled: its function's loads are wanted for its sake no more."""

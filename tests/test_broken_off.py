@@ -257,6 +257,24 @@ async def test_a_hook_that_stops_the_program_at_each_event(fails: bool) -> None:
         await anyio.lowlevel.checkpoint()
 
 
+@pytest.mark.parametrize("full", [False, True])
+async def test_a_dispatch_that_is_interrupted_after_the_seal_has_sent_the_batch(full: bool) -> None:
+    def hook(event: Event) -> None:
+        if isinstance(event, BatchSealed):
+            raise Stop
+
+    fetch = Recorder[int, str](str)
+    loader = DataLoader(
+        fetch, schedule=schedules.manual(), max_batch_size=2 if full else None, hooks=[hook]
+    )
+    async with loader:
+        first = loader.load(1)
+        with pytest.raises(Stop):
+            loader.load(2) if full else loader.dispatch()
+        with anyio.fail_after(5):
+            assert await first == "1"
+
+
 # --- the cache ---
 
 
