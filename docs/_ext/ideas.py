@@ -1,9 +1,9 @@
 """
 What people type into the search, and the page that answers it.
 
-The search finds pages that hold all words of a question. These are questions in other words than the
-page's own, and ones that many pages hold the words of. Each becomes an entry of the index, which the search
-puts first if what was typed is at least half of it.
+Sphinx knows of titles and of words, and so does ``_static/scorer.js``, which ranks the pages. What stands in
+bold as a term, as most parts of the how-to pages do, is a title to the reader; here it becomes one to the
+search. ``IDEAS`` are questions in other words than the page's own. Each becomes an entry of the index.
 """
 
 from __future__ import annotations
@@ -166,9 +166,14 @@ IDEAS = {
 def add(app: Any, doctree: nodes.document) -> None:
     page = app.env.docname
     section = next(iter(doctree.findall(nodes.section)), None)
-    if section is None or page not in IDEAS:
+    if section is None:
         return
-    entries = [("single", idea, section["ids"][0], "main", None) for idea in IDEAS[page]]
+    words = [(idea, section["ids"][0]) for idea in IDEAS.get(page, ())]
+    for term in doctree.findall(nodes.term) if page.startswith("how-to/") else ():
+        term["ids"].append(nodes.make_id(term.astext()))
+        # In an index entry a semicolon begins a part of its own.
+        words.append((term.astext().replace(";", ","), term["ids"][0]))
+    entries = [("single", text, target, "main", None) for text, target in words]
     section.insert(1, addnodes.index(entries=entries))
     app.env.get_domain("index").process_doc(app.env, page, doctree)
 

@@ -1,11 +1,12 @@
 // Sphinx finds the pages that hold each word of what was typed, and ranks all of them alike. People type
 // questions. So here a page counts by the words that it has and by how rare they are, three times where they
-// stand in a heading or in _ext/ideas.py, and need not have all of them.
+// stand in a heading or in what _ext/ideas.py adds, and need not have all of them.
 "use strict";
 var Scorer = {
   // Who types words wants to do something: pages that tell how come first.
   score: ([page, title, anchor, text, score, file, kind]) => {
     if (kind === "object" || kind === "index") return score;
+    if (page === "how-to/troubleshooting") return score; // leads to the others
     if (page.startsWith("how-to/")) return score + 4;
     if (page.startsWith("tutorial/")) return score + 2;
     if (/performance|proof|soak|design|maintainers/.test(page)) return score - 4;
@@ -20,7 +21,7 @@ var Scorer = {
 
 const TEXT = 1, HEADING = 3, PART = 0.4; // where a word stands, and if it is only part of one that does
 const SCALE = 12; // for a page that has all words, in its text
-const ENOUGH = 0.5; // of what was typed
+const ENOUGH = 0.4; // of what the page has that has most of it
 
 // From each word of a main entry of the index, as ideas.py makes them, to its files.
 const wordsOfIdeas = (entries) => {
@@ -64,8 +65,9 @@ const rank = (words) => {
       scores.set(file, [had + rarity, score + rarity * worth]);
     }
   }
+  const most = Math.max(...[...scores.values()].map(([had]) => had));
   return [...scores]
-    .filter(([, [had]]) => had >= ENOUGH * all)
+    .filter(([, [had]]) => had >= ENOUGH * most)
     .map(([file, [, score]]) => [
       docnames[file], titles[file], "", null, (SCALE * score) / all, filenames[file], "text",
     ]);
@@ -81,7 +83,7 @@ const onePerPage = (results) => {
   return results.reverse().filter(isFirst).reverse();
 };
 
-// This file is the beginning of a script that makes Search. What comes here is done at the end of that script.
+// Whether Sphinx puts this before what makes Search or after it, this runs when both are done.
 queueMicrotask(() => {
   const search = Search._performSearch;
   Search.performTermsSearch = rank;
