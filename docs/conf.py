@@ -18,6 +18,7 @@ extensions = [
     "code_links",
     "batch_states",
     "program_names",
+    "trace_picture",
     "descriptions",
     "ideas",
 ]

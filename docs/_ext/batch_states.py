@@ -62,7 +62,7 @@ def draw(table: Mapping[str, Mapping[str, str]]) -> str:
     height = (len(states) - 1) * STEP + HEIGHT + 8
     said = "; ".join(f"{a} to {b}: {events}" for (a, b), events in edges(table).items())
     return (
-        f'<svg class="batch-states" viewBox="0 0 490 {height}" role="img" '
+        f'<svg class="batch-states" viewBox="0 0 520 {height}" role="img" '
         f'aria-label="States of a batch. {escape(said)}">'
         '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" '
         'markerHeight="8" orient="auto-start-reverse"><polygon points="0 0, 8 4, 0 8"/></marker>'
