@@ -3,6 +3,7 @@
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import tomllib
 
@@ -27,9 +28,22 @@ def wrong(project: dict[str, object], changelog: str, tag: str | None) -> list[s
     return found
 
 
+def lost_links(project: dict[str, Any], substitutions: list[dict[str, str]]) -> list[str]:
+    """Say whether the links of README.md do not lead to the source from the page of an index."""
+    source = project.get("urls", {}).get("Source")
+    if source is None or any(f"]({source}/" in each["replacement"] for each in substitutions):
+        return []
+    return [
+        f"no replacement of links in pyproject.toml leads to {source}, as in [\\1]({source}/...)"
+    ]
+
+
 def main(tag: str | None = None) -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    if found := wrong(project, (ROOT / "CHANGELOG.rst").read_text(), tag):
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = settings["project"]
+    readme = settings["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    found = wrong(project, (ROOT / "CHANGELOG.rst").read_text(), tag)
+    if found := found + lost_links(project, readme["substitutions"]):
         sys.exit("".join(f".ci/version.py: {line}\n" for line in found).rstrip())
     print(project["version"])
 

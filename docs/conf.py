@@ -1,6 +1,7 @@
 """Sphinx configuration. Nothing is fetched: the build needs no network."""
 
 import sys
+from importlib.metadata import metadata
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
@@ -27,6 +28,13 @@ html_theme = "furo"
 copybutton_selector = "div:not(.highlight-text) > div.highlight > pre"
 pygments_dark_style = "github-dark"
 html_title = f"anyloader {release}"
+urls = dict(entry.split(", ", 1) for entry in metadata("anyloader").get_all("Project-URL") or [])
+if "Source" in urls:  # each page then leads to its source, and to where it is changed
+    html_theme_options = {
+        "source_repository": urls["Source"],
+        "source_branch": "main",
+        "source_directory": "docs/",
+    }
 html_static_path = ["_static"]
 html_css_files = ["anyloader.css"]
 html_search_scorer = str(Path(__file__).parent / "_static" / "scorer.js")

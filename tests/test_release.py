@@ -52,6 +52,22 @@ def test_what_does_not_agree_is_refused(
     assert said in found
 
 
+@pytest.mark.parametrize(
+    ("urls", "replacement", "is_lost"),
+    [
+        ({}, r"\1", False),  # there is nothing to lead to, which is refused anyway
+        ({"Source": "https://example.com/a"}, r"\1", True),
+        ({"Source": "https://example.com/a"}, r"[\1](https://example.com/b/\2)", True),
+        ({"Source": "https://example.com/a"}, r"[\1](https://example.com/a/\2)", False),
+    ],
+)
+def test_the_readme_on_an_index_leads_to_the_source(
+    version: Any, urls: dict[str, str], replacement: str, is_lost: bool
+) -> None:
+    substitutions = [{"replacement": ""}, {"replacement": replacement}]
+    assert bool(version.lost_links({"urls": urls}, substitutions)) == is_lost
+
+
 def test_the_newest_entry_of_the_changelog_is_this_version() -> None:
     version = re.search('^version = "(.+?)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     newest = re.search(r"^\*\*(.+?)\*\* \(", (ROOT / "CHANGELOG.rst").read_text(), re.MULTILINE)
