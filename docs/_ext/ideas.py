@@ -88,11 +88,16 @@ def add(app: Any, doctree: nodes.document) -> None:
     section = next(iter(doctree.findall(nodes.section)), None)
     if section is None:
         return
-    words = [(idea, section["ids"][0]) for idea in IDEAS.get(page, ())]
+    top = section["ids"][0]
+    words = [(idea, top) for idea in IDEAS.get(page, ())]
     for term in doctree.findall(nodes.term) if page.startswith("how-to/") else ():
-        term["ids"].append(nodes.make_id(term.astext()))
+        target = nodes.make_id(term.astext())
+        if target and doctree.ids.setdefault(target, term) is term:
+            term["ids"].append(target)
+        else:
+            target = top
         # In an index entry a semicolon begins a part of its own.
-        words.append((term.astext().replace(";", ","), term["ids"][0]))
+        words.append((term.astext().replace(";", ","), target))
     entries = [("single", text, target, "main", None) for text, target in words]
     section.insert(1, addnodes.index(entries=entries))
     app.env.get_domain("index").process_doc(app.env, page, doctree)
