@@ -36,7 +36,16 @@ REPEATING = {
     *("batch_function", "batch_results", "constructor", "keys", "messages", "required", "rows"),
     *("split_on_error", "subclass_names", "arguments", "batch_loader", "weights", "prime"),
     *("telemetry", "prometheus", "trace", "testing", "hooks", "strange_errors", "value_caches"),
-    *("nothing_kept", "redis", "redis_keys", "redis_failures", "sqlalchemy_sessions", "growth", "cache", "errors"),
+    *(
+        "nothing_kept",
+        "redis",
+        "redis_keys",
+        "redis_failures",
+        "sqlalchemy_sessions",
+        "growth",
+        "cache",
+        "errors",
+    ),
     *("load_many", "pending_cache", "queue_bound", "value_cache"),
     *(
         "sqlalchemy",
