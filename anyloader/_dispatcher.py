@@ -286,7 +286,7 @@ class Dispatcher(Workers):
         try:
             batch.seal(reason)
         finally:
-            if not batch.is_open:  # as it is where a hook is interrupted, too
+            if not batch.is_open:  # pragma: no branch - a hook may be interrupted, or what is before it
                 self.send(batch)
 
     def batch_done(self, batch: Batch) -> None:
