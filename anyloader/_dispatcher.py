@@ -286,7 +286,9 @@ class Dispatcher(Workers):
         try:
             batch.seal(reason)
         finally:
-            if not batch.is_open:  # pragma: no branch - a hook may be interrupted, or what is before it
+            if (
+                not batch.is_open
+            ):  # pragma: no branch - a hook may be interrupted, or what is before it
                 self.send(batch)
 
     def batch_done(self, batch: Batch) -> None:
