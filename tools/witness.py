@@ -6,7 +6,7 @@
 
 Likewise the whole suites of two libraries that are built upon aiodataloader, ``graphene-sqlalchemy`` and
 ``pydantic-resolve``, in an environment that has all that their tests need: pytest<9, pytest-asyncio, and
-graphene, SQLAlchemy<2.1, aiosqlite, sqlalchemy_utils, nest_asyncio, pytest-benchmark, or pydantic, fastapi,
+graphene, promise, SQLAlchemy<2.1, aiosqlite, sqlalchemy_utils, nest_asyncio, pytest-benchmark, or pydantic, fastapi,
 fastmcp, django, tortoise-orm, psutil.
 
 Each test runs in a ``LoaderScope`` of its own. What fails is listed with the reason why it has to;
