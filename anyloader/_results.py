@@ -184,7 +184,9 @@ def _from_rows(rules: ResultRules, keys: Sequence[Any], result: object) -> Seque
         for key in keys:  # which are the keys of rows as they were given, or as they are cached
             cached = rules.cache_key(key)
             group = rows.get(cached, [])
-            groups[cached] = group if cached is key or cached == key else group + rows.get(key, [])
+            if cached is not key and cached != key and _has(rows, key):
+                group = group + rows[key]
+            groups[cached] = group
         if rows and not any(groups.values()):
             _check_types(rules, keys, rows)
         return [groups[rules.cache_key(key)] for key in keys]
@@ -212,8 +214,8 @@ def _look_up(
     :param absent: makes the value of a key that is not there of the key and its cache key
     """
     values: list[Any] = []
-    absentees = 0
-    for key in keys:
+    absentees: list[tuple[int, Any, Any]] = []
+    for index, key in enumerate(keys):
         cached = rules.cache_key(key)
         # Not ``get``: a value of None is one, and a defaultdict makes values for what it lacks.
         if _has(result, cached):
@@ -221,10 +223,12 @@ def _look_up(
         elif cached is not key and _has(result, key):
             values.append(result[key])
         else:
-            values.append(absent(key, cached))
-            absentees += 1
-    if absentees == len(keys):
-        _check_types(rules, keys, result)
+            values.append(None)
+            absentees.append((index, key, cached))
+    if len(absentees) == len(keys):
+        _check_types(rules, keys, result)  # before a defaultdict gets keys by being asked for them
+    for index, key, cached in absentees:
+        values[index] = absent(key, cached)
     return values
 
 

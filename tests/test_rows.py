@@ -252,6 +252,18 @@ async def test_on_missing_does_not_hide_it() -> None:
     assert isinstance(error, BatchResultError)
 
 
+async def test_a_defaultdict_does_not_hide_it() -> None:
+    (error,) = await loaded(defaultdict(list, {"1": ["a"]}), [1])
+    assert isinstance(error, BatchResultError), "it got the key by being asked for it"
+
+
+async def test_groups_of_keys_that_only_a_cache_key_makes_hashable() -> None:
+    async with DataLoader(
+        giving([(1, "a"), (1, "b")]), group_by=lambda row: row[:1], get_cache_key=tuple
+    ) as loader:
+        assert await loader.load_many([[1], [2]]) == [[(1, "a"), (1, "b")], []]
+
+
 async def test_rows_are_no_mapping() -> None:
     async def fetch(keys: list[int]) -> Any:
         return {key: key for key in keys}
