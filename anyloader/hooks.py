@@ -273,7 +273,9 @@ def find_unbatched(threshold: int, tell: Callable[[str, str, int], object]) -> H
                 opened[event.batch] = [lines or (("somewhere", 0, ""),), 1]
         elif isinstance(event, (BatchSealed, BatchFailed, BatchCancelled)):
             lines, keys = opened.pop(event.batch, ((), 0))
-            if not lines:
+            # One that was full could hold no more keys, with max_batch_size=1 or batch=False.
+            full = isinstance(event, BatchSealed) and event.reason == "full" and keys == 1
+            if not lines or full:
                 return
             row = rows.setdefault(event.loader, [lines, 0])
             if keys != 1 or row[0] != lines:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +15,13 @@ from anyloader.hooks import warn_unbatched
 from support import Recorder
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def no_hook_raises(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """As a warning does that is an error: what raises in a hook is logged, and fails no load."""
+    yield
+    assert not caplog.records
 
 
 async def one_by_one(loader: DataLoader[int, int], keys: range) -> None:
@@ -65,6 +73,12 @@ async def test_loads_that_join_one_and_hits_that_wait_are_none() -> None:
         for _ in range(5):
             await loader.load(1)
     assert len(joined) == 1
+
+
+@pytest.mark.parametrize("options", [{"batch": False}, {"max_batch_size": 1}], ids=str)
+async def test_batches_that_may_hold_one_key_only_are_none(options: dict[str, Any]) -> None:
+    async with DataLoader(Recorder[int, int](int), hooks=[warn_unbatched(3)], **options) as loader:
+        await loader.load_many(range(10))
 
 
 async def test_on_a_scope_it_tells_loaders_apart() -> None:
