@@ -281,6 +281,11 @@ async def test_a_number_that_no_column_can_hold_is_of_no_row(database: Database)
         assert list(await fetch([10**100])) == []
 
 
+async def test_a_text_that_no_column_can_hold_is_of_no_row(database: Database) -> None:
+    fetch: Any = rows_by(Book.title, session=database.sessions)
+    assert list(await fetch(["a", "a\0", "\ud800"])) == ["a"]
+
+
 async def test_keys_that_only_the_type_understands(sqlite_database: Database) -> None:
     fetch: Any = rows_by(Thing.old_id, session=sqlite_database.sessions)
     assert ids(await fetch([THING])) == {THING: THING}

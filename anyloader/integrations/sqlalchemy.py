@@ -207,7 +207,11 @@ class _Column:
         )
 
     def can_hold(self, value: object, dialect: Dialect) -> bool:
-        """Tell of a number whether it is in range; one that is not would fail a whole statement."""
+        """Tell whether a column can have a value; one that it cannot would fail a whole statement."""
+        if self._python_type is str:
+            text = cast(str, value)  # no driver takes lone surrogates
+            no_nul = dialect.name != "postgresql" or "\0" not in text
+            return no_nul and text.encode(errors="ignore").decode() == text
         if self._python_type is not int or dialect.name not in ("postgresql", "sqlite"):
             return True
         bits = 63
