@@ -7,7 +7,13 @@ from typing import Any
 
 from ._results import excerpt
 
-__all__ = ("check_hashable", "evict")
+__all__ = ("NO_KEY", "check_hashable", "evict")
+
+#: What whoever has ``None`` for a key does instead.
+NO_KEY = (
+    "leave out what has no key, such as an empty foreign key; for a list of all use a constant, such as "
+    "() or 'all'"
+)
 
 
 def evict(cache: MutableMapping[Any, Any], cache_key: Any, entry: object) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from typing import Any
 
 from ._batch import LoadHandle, batch_of, settled_handle
-from ._cache import check_hashable, evict
+from ._cache import NO_KEY, check_hashable, evict
 from ._dispatcher import Dispatcher, ambient
 from ._errors import LoadCancelledError
 from ._options import Options
@@ -147,7 +147,7 @@ class Cached(Place):
         if cache is None and self.second_level is None:
             return
         if key is None:
-            raise TypeError(f"{self.name}.prime() takes a key, not None")
+            raise TypeError(f"{self.name}.prime() takes a key, not None; {NO_KEY}")
         cache_key = self.cache_key(key)
         check_hashable(self.name, key, cache_key)
         entry = None if cache is None else cache.get(cache_key)

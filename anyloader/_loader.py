@@ -27,7 +27,7 @@ from ._batch import (
     settled_handle,
     withdraw,
 )
-from ._cache import check_hashable
+from ._cache import NO_KEY, check_hashable
 from ._cached import Cached
 from ._limits import gates_for
 from ._options import Options
@@ -39,11 +39,6 @@ from ._weights import check_queue, make_room, weight_of
 from .hooks import BatchOpened, Hooks, warn_unbatched, watches
 
 __all__ = ("Loader",)
-
-_NO_KEY = (
-    "leave out what has no key, such as an empty foreign key; for a list of all use a constant, such as "
-    "() or 'all'"
-)
 
 
 class Claim(Protocol):
@@ -171,7 +166,7 @@ class Loader(Cached):
         if self.running() is not self.token:
             self.admit()
         if key is None:
-            raise TypeError(f"{self.name}.load() takes a key, not None; {_NO_KEY}")
+            raise TypeError(f"{self.name}.load() takes a key, not None; {NO_KEY}")
         cache_key = key if self.key_of is None else self.key_of(key)
         cache = self.cache
         try:
@@ -341,7 +336,7 @@ class Loader(Cached):
         keys = list(keys)
         if type(None) in set(map(type, keys)):
             raise TypeError(
-                f"{self.name}.load_many() takes keys, and one of them is None; {_NO_KEY}"
+                f"{self.name}.load_many() takes keys, and one of them is None; {NO_KEY}"
             )
         refuse = partial(not_found, self.name) if required else None
         many: LoadManyHandle[Any] = LoadManyHandle(return_exceptions, refuse)

@@ -48,7 +48,7 @@ async def test_prime_needs_no_open_loader(recorder: Recorder[int, str]) -> None:
 
 async def test_none_is_no_key_to_prime(recorder: Recorder[int, str]) -> None:
     loader = DataLoader(recorder, name="Names")
-    with pytest.raises(TypeError, match=r"Names\.prime\(\) takes a key, not None"):
+    with pytest.raises(TypeError, match=r"Names\.prime\(\) takes a key, not None; leave out"):
         loader.prime(None, "primed")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     assert loader.statistics().cached == 0
 
