@@ -99,6 +99,18 @@ async def test_async_is_type_of_decides_about_an_abstract_type() -> None:
         assert result == ({"any": {"__typename": kind, "x": 5}}, None)
 
 
+async def test_fields_below_an_async_is_type_of_are_awaited() -> None:
+    async def is_type_of(_value: object, _info: object) -> bool:
+        await checkpoint()
+        return True
+
+    schema = graphql.build_schema(graphql.print_schema(SCHEMA))
+    schema.type_map["Item"].is_type_of = is_type_of
+    root = {"a": {"x": number, "y": 2}, "items": [{"x": number}, {"x": 3}]}
+    result = await execute("{a{x y} items{x}}", root, schema=schema)
+    assert result == ({"a": {"x": 1, "y": 2}, "items": [{"x": 1}, {"x": 3}]}, None)
+
+
 async def test_an_async_type_resolver_decides_about_an_abstract_type() -> None:
     async def resolve_type(_value: object, _info: object, _type: object) -> str:
         await checkpoint()

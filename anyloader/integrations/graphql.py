@@ -374,7 +374,7 @@ else:  # pragma: no cover - 3.2
     def _type_resolved(completed):
         """Have a task await what resolvers of types have returned, with all below it."""
         return (
-            resolved(completed)
+            resolved(_await_twice(completed))
             if getattr(completed, "cr_code", None) in _AWAIT_TYPES
             else completed
         )
@@ -422,9 +422,9 @@ else:  # pragma: no cover - 3.2
 
 
 async def _await_twice(completed: Awaitable[Any]) -> Any:  # pragma: no cover - 3.2
-    """3.2 forgets that items of an async iterable may have to be awaited too."""
-    items = await completed
-    return await items if isinstance(items, Awaitable) else items
+    """3.2 forgets that what an async iterable, or ``is_type_of``, leads to may have to be awaited."""
+    value = await completed
+    return await value if isinstance(value, Awaitable) else value
 
 
 def _position(error: GraphQLError) -> tuple[Any, ...]:
