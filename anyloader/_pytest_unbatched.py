@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from .hooks import Event, Hook, Hooks, everywhere, find_unbatched
+from .hooks import Event, FindUnbatched, Hooks, everywhere
 
 __all__ = ("Unbatched",)
 
@@ -25,7 +25,7 @@ class Unbatched:
     def __init__(self, threshold: int) -> None:
         self._threshold = threshold
         #: That of the running test, each of which counts for itself.
-        self._hook: Hook | None = None
+        self.hook: FindUnbatched | None = None
         self._found: list[str] = []
         everywhere.append(self)
 
@@ -36,18 +36,17 @@ class Unbatched:
         hooks: Hooks | None = loader.hooks
         if hooks is None:
             loader.listen(hooks := Hooks(()))
-        if self not in hooks.watches:
-            hooks.watches = (*hooks.watches, self)
+        if not any(isinstance(watch, _OfLoader) for watch in hooks.watches):
+            hooks.watches = (*hooks.watches, _OfLoader(self))
 
     def __call__(self, event: Event, /) -> None:
-        if self._hook is not None:
-            self._hook(event)
+        """Hears of nothing itself."""
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
         marker = item.get_closest_marker("anyloader_unbatched")
         threshold = self._threshold if marker is None else _threshold_of(*marker.args)
-        self._hook = find_unbatched(threshold, self._note) if threshold else None
+        self.hook = FindUnbatched(threshold, self._note) if threshold else None
         return (yield)
 
     @pytest.hookimpl(wrapper=True)
@@ -62,7 +61,7 @@ class Unbatched:
         try:
             result = yield
         finally:
-            self._hook = None
+            self.hook = None
         self._tell()
         return result
 
@@ -73,6 +72,25 @@ class Unbatched:
         found, self._found = self._found, []
         if found:
             pytest.fail("\n".join(found), pytrace=False)
+
+
+class _OfLoader:
+    """What hears of one loader, which may live through several tests."""
+
+    def __init__(self, plugin: Unbatched) -> None:
+        self._plugin = plugin
+        self._of: FindUnbatched | None = None
+        self._hook: FindUnbatched | None = None
+
+    def add(self, loader: Any, /) -> None:
+        """Hears of one alone."""
+
+    def __call__(self, event: Event, /) -> None:
+        of = self._plugin.hook
+        if of is not self._of:
+            self._of, self._hook = of, None if of is None else of.anew()
+        if self._hook is not None:
+            self._hook(event)
 
 
 def _threshold_of(n: object = None, *more: object) -> int:

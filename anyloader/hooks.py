@@ -163,7 +163,9 @@ class Hooks:
     __slots__ = ("_logged", "hooks", "watches")
 
     def __init__(self, hooks: tuple[Hook, ...]) -> None:
-        self.hooks: tuple[Hook, ...] = hooks
+        self.hooks: tuple[Hook, ...] = tuple(
+            hook.anew() if isinstance(hook, FindUnbatched) else hook for hook in hooks
+        )
         #: Those of the hooks that are there for a while only.
         self.watches: tuple[Watch, ...] = ()
         self._logged: set[int] = set()
@@ -249,51 +251,67 @@ def warn_unbatched(threshold: int = 10) -> Hook:
     def warn(message: str, path: str, number: int) -> None:
         warnings.warn_explicit(message, RuntimeWarning, path, number)
 
-    return find_unbatched(threshold, warn)
+    return FindUnbatched(threshold, warn)
 
 
 #: How many of the lines that led to a load are looked at: enough to reach the loop around a helper.
 _MOST_LINES = 5
 
 
-def find_unbatched(threshold: int, tell: Callable[[str, str, int], object]) -> Hook:
-    """Return the hook of :func:`warn_unbatched`, which calls ``tell`` with a message, file and line."""
-    #: The lines that led to the first key of an open batch, and how many keys it has.
-    opened: dict[int, list[Any]] = {}
-    #: Loader -> lines, and how many batches of one key they have sent in a row.
-    rows: dict[str, list[Any]] = {}
-    told: set[Any] = set()
+class FindUnbatched:
+    """
+    The hook of :func:`warn_unbatched`. Each loader has one of its own, made by :meth:`anew`.
 
-    def hook(event: Event) -> None:
+    Loaders of two requests may have the same name, and a key each from one line: these cannot batch.
+
+    :param tell: called with a message, file and line
+    """
+
+    def __init__(self, threshold: int, tell: Callable[[str, str, int], object]) -> None:
+        self._made_with = threshold, tell
+        #: The lines that led to the first key of an open batch, and how many keys it has.
+        self._opened: dict[int, list[Any]] = {}
+        #: The last lines, and how many batches of one key they have sent in a row.
+        self._lines: tuple[Any, ...] = ()
+        self._row = 0
+        #: The loaders and lines that were told of, for all loaders together.
+        self._told: set[Any] = set()
+
+    def anew(self) -> FindUnbatched:
+        """Return one for another loader."""
+        other = FindUnbatched(*self._made_with)
+        other._told = self._told
+        return other
+
+    def __call__(self, event: Event) -> None:
         if isinstance(event, LoadQueued):
-            if event.batch in opened:
-                opened[event.batch][1] += not event.shared
+            if event.batch in self._opened:
+                self._opened[event.batch][1] += not event.shared
             elif not event.shared:
                 lines = users_lines(sys._getframe(1), _MOST_LINES, async_callers=True)
-                opened[event.batch] = [lines or (("somewhere", 0, ""),), 1]
+                self._opened[event.batch] = [lines or (("somewhere", 0, ""),), 1]
         elif isinstance(event, (BatchSealed, BatchFailed, BatchCancelled)):
-            lines, keys = opened.pop(event.batch, ((), 0))
+            lines, keys = self._opened.pop(event.batch, ((), 0))
             # One that was full could hold no more keys, with max_batch_size=1 or batch=False.
             full = isinstance(event, BatchSealed) and event.reason == "full" and keys == 1
-            if not lines or full:
-                return
-            row = rows.setdefault(event.loader, [lines, 0])
-            if keys != 1 or row[0] != lines:
-                row[:] = [lines, 0]
-            row[1] += keys == 1
-            if row[1] >= threshold and (event.loader, lines[0]) not in told:
-                told.add((event.loader, lines[0]))
-                path, number, _ = lines[0]
-                callers = ", ".join(f"{path}:{at}" for path, at, _ in lines[1:])
-                called = (
-                    f", called at {callers}" if callers else ""
-                )  # the loop may be in one of them
-                tell(
-                    f"{event.loader} got {threshold} batches of one key in a row from one line, "
-                    f"{path}:{number}{called}; load what is known before awaiting any of it, by "
-                    "load_many or several load() calls, or in tasks that run at the same time",
-                    path,
-                    number,
-                )
+            if lines and not full:
+                self._row = self._row if keys == 1 and lines == self._lines else 0
+                self._row += keys == 1
+                self._lines = lines
+                self._look(event.loader, lines)
 
-    return hook
+    def _look(self, loader: str, lines: Sequence[tuple[str, int, str]]) -> None:
+        threshold, tell = self._made_with
+        if self._row < threshold or (loader, lines[0]) in self._told:
+            return
+        self._told.add((loader, lines[0]))
+        path, number, _ = lines[0]
+        callers = ", ".join(f"{path}:{at}" for path, at, _ in lines[1:])
+        called = f", called at {callers}" if callers else ""  # the loop may be in one of them
+        tell(
+            f"{loader} got {threshold} batches of one key in a row from one line, "
+            f"{path}:{number}{called}; load what is known before awaiting any of it, by "
+            "load_many or several load() calls, or in tasks that run at the same time",
+            path,
+            number,
+        )

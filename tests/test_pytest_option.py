@@ -66,6 +66,12 @@ async def test_nine(scope):
 @pytest.mark.anyio
 async def test_together(scope):
     await fetch.load_many(range(30))
+
+@pytest.mark.anyio
+async def test_requests():
+    for key in range(20):
+        async with LoaderScope():
+            await show(key)
 """
 
 
@@ -73,7 +79,7 @@ async def test_together(scope):
 def test_it_fails_a_test_and_names_the_line_of_the_loop(tmp_path: Path, backends: str) -> None:
     fixture = f"@pytest.fixture\ndef anyio_backend(): return '{backends}'\n"
     run = Run(tmp_path, fixture + SCOPED, ini="anyloader_unbatched = 10")
-    assert run.counts() == {"failed": 1, "passed": 2}, run.out
+    assert run.counts() == {"failed": 1, "passed": 3}, run.out
     assert "fetch got 10 batches of one key in a row from one line" in run.out
     lines = (HELPERS + fixture + SCOPED).splitlines()
     load, loop = (
@@ -90,7 +96,7 @@ def test_it_is_off_by_default(tmp_path: Path) -> None:
         "@pytest.mark.anyloader_unbatched(3)\ndef test_marked(): pass\n"
     )
     run = Run(tmp_path, "@pytest.fixture\ndef anyio_backend(): return 'asyncio'\n" + test)
-    assert run.counts() == {"passed": 5}, run.out
+    assert run.counts() == {"passed": 6}, run.out
 
 
 EVERYWHERE = """
