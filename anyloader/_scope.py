@@ -442,7 +442,7 @@ class BatchLoader(Generic[K, V, A]):
         arguments: Mapping[str, Any] | None = None,
         family: object = None,
     ) -> None:
-        if not callable(function):
+        if not callable(function) and not isinstance(function, classmethod):
             raise TypeError(
                 f"the batch function of @batch_loader must be callable, not {function!r}"
             )
@@ -476,7 +476,8 @@ class BatchLoader(Generic[K, V, A]):
     def __get__(self, instance: Any, owner: type | None = None) -> BatchLoader[K, V, A]:
         function: Any = self._function
         is_bound = isinstance(function, (MethodType, staticmethod, partial))
-        if instance is None or is_bound or not hasattr(function, "__get__"):
+        looks = instance is not None or isinstance(function, classmethod)
+        if not looks or is_bound or not hasattr(function, "__get__"):
             return self
         bound = function.__get__(instance, owner)
         # Made anew at each look, but equal for one object, as its methods are.
@@ -503,7 +504,7 @@ class BatchLoader(Generic[K, V, A]):
         """
         refuse_positional("bind()", args)
         bound = {**self._arguments, **arguments}
-        check_arguments(self._function, bound, self._options.get("value_cache"))
+        check_arguments(self._function, bound, self._options.get("value_cache"), "bind()")
         return BatchLoader(self._function, self._options, bound, self._family)
 
     def _loader(self) -> DataLoader[K, V]:

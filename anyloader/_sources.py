@@ -61,7 +61,10 @@ def refuse_positional(who: str, args: tuple[Any, ...]) -> None:
 
 
 def check_arguments(
-    function: Callable[..., Any], arguments: Mapping[str, Any], value_cache: object = None
+    function: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    value_cache: object = None,
+    who: str = "scope.get()",
 ) -> None:
     """
     Check arguments against the signature of a batch function.
@@ -69,6 +72,7 @@ def check_arguments(
     :param value_cache: that of its loaders, which knows keys and no arguments
     :raises TypeError: if it does not take these, or one of them cannot be hashed, or its value cache
         would take the values under one set of them for those under another
+    :param who: is called with the arguments
     """
     import inspect  # takes long to import
 
@@ -76,14 +80,15 @@ def check_arguments(
         signature = inspect.signature(function)
     except ValueError:  # a builtin that does not tell
         signature = inspect.signature(lambda *keys, **rest: None)
-    name = getattr(function, "__qualname__", type(function).__qualname__)
+    named = function.func if isinstance(function, partial) else function
+    name = getattr(named, "__qualname__", type(named).__qualname__)
     try:
         signature.bind(None, **arguments)
     except TypeError as exc:
-        raise TypeError(f"bind() of {name}: {exc}; its signature is {name}{signature}") from None
+        raise TypeError(f"{who} of {name}: {exc}; its signature is {name}{signature}") from None
     if arguments and value_cache is not None:
         raise TypeError(
-            f"bind() of {name}: it has a value_cache, which would mix up the values of other arguments; "
+            f"{who} of {name}: it has a value_cache, which would mix up the values of other arguments; "
             "make what the values depend on part of the keys"
         )
     _check_hashable(function, arguments)

@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Awaitable, Callable, Generator, Iterable, MutableMapping
+from collections.abc import Callable, Generator, Iterable, MutableMapping
 from contextvars import Context, copy_context
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._batch import LoadHandle, LoadManyHandle, Parked, batches_of, is_pending, outcome_in, park
 from ._dataloader import DataLoader as _DataLoader
 from ._errors import LoaderError
 from ._options import default_name
 from ._results import Failure
+
+if TYPE_CHECKING:
+    from ._options import IterableFn
 
 __all__ = ("DataLoader", "LoadFuture")
 
@@ -251,7 +254,7 @@ class DataLoader(_DataLoader[K, V]):
 
     def __init__(
         self,
-        batch_load_fn: Callable[[list[K]], Awaitable[Iterable[V]]] | None = None,
+        batch_load_fn: IterableFn[K, V] | None = None,
         batch: bool | None = None,
         max_batch_size: int | None = None,
         cache: bool | None = None,

@@ -12,7 +12,7 @@ in the documentation, in "Moving from Strawberry's DataLoader".
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from . import compat
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         from typing import Self
     else:
         from typing_extensions import Self
+
+    from ._options import IterableFn
 
 __all__ = ("AbstractCache", "DataLoader")
 
@@ -79,7 +81,7 @@ class DataLoader(compat.DataLoader[K, V]):
 
     def __init__(
         self,
-        load_fn: Callable[[list[K]], Awaitable[Iterable[V]]],
+        load_fn: IterableFn[K, V],
         max_batch_size: int | None = None,
         cache: bool = True,
         loop: asyncio.AbstractEventLoop | None = None,

@@ -31,6 +31,8 @@ from anyloader import (
     LoadHandle,
     LoadManyHandle,
     batch_loader,
+    compat,
+    compat_strawberry,
     current_scope,
     in_thread,
     schedules,
@@ -135,6 +137,12 @@ def key_and_value_types_follow_from_the_batch_function() -> None:
     assert_type(DataLoader(in_thread(users_dict_blocking)), DataLoader[int, User | None])
     assert_type(DataLoader(Repository().users), DataLoader[int, User])
     assert_type(DataLoader(Repository()), DataLoader[int, User | None])
+    assert_type(compat.DataLoader(users_list), compat.DataLoader[int, User])
+    assert_type(compat.DataLoader(users_or_errors), compat.DataLoader[int, User])
+    assert_type(compat_strawberry.DataLoader(users_list), compat_strawberry.DataLoader[int, User])
+    assert_type(
+        compat_strawberry.DataLoader(users_or_errors), compat_strawberry.DataLoader[int, User]
+    )
 
 
 def a_partial_is_a_batch_function() -> DataLoader[int, User]:
