@@ -431,8 +431,8 @@ class BatchLoader(Generic[K, V, A]):
 
     Calling it calls the function. All other methods are those of the ambient scope's loader for it,
     ``current_scope().get(function)``, and can raise what :func:`current_scope` and
-    :meth:`LoaderScope.get` raise. Beside a method it is bound as the method would be:
-    ``repository.users.load(1)``.
+    :meth:`LoaderScope.get` raise. Beside a method it is bound as the method would be,
+    ``repository.users.load(1)``, and above ``@classmethod`` to the class.
     """
 
     def __init__(
