@@ -83,7 +83,8 @@ class _OfLoader:
         self._hook: FindUnbatched | None = None
 
     def add(self, loader: Any, /) -> None:
-        """Hears of one alone."""
+        """A loader that a batch function uses has one of its own."""
+        self._plugin.add(loader)
 
     def __call__(self, event: Event, /) -> None:
         of = self._plugin.hook

@@ -212,3 +212,23 @@ def test_a_wrong_number_is_refused(tmp_path: Path, wrong: str) -> None:
     run = Run(tmp_path, "", f"--anyloader-unbatched={wrong}")
     assert run.code == pytest.ExitCode.USAGE_ERROR
     assert f"anyloader_unbatched must be an int >= 0, not {wrong!r}" in run.out
+
+
+NESTED = """
+@batch_loader
+async def with_details(keys):
+    await one_by_one(5)
+    return keys
+
+@pytest.mark.anyio
+async def test_in_a_batch_function():
+    async with LoaderScope():
+        await with_details.load(1)
+"""
+
+
+def test_it_sees_loaders_that_a_batch_function_uses_first(tmp_path: Path) -> None:
+    fixture = "@pytest.fixture\ndef anyio_backend(): return 'asyncio'\n"
+    run = Run(tmp_path, fixture + NESTED, ini="anyloader_unbatched = 5")
+    assert run.counts() == {"failed": 1}, run.out
+    assert "fetch got 5 batches of one key in a row from one line" in run.out
