@@ -147,7 +147,7 @@ def rounds(n: int) -> Schedule:
     Let a batch leave after ``n`` checkpoints, whatever they bring.
 
     How many of these lie between two events depends on the event loop, so that with ``n`` above 0
-    batches may differ between asyncio and trio, as those of :func:`quiescent` never do.
+    batches may differ between asyncio and trio.
 
     :param n: 0 sends what the current step of the loading task enqueues, and gives the lowest
         latency for one load after the other
