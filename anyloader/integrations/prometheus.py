@@ -161,8 +161,9 @@ class _Observer(Observer[_Series]):
     def __init__(self, registry: CollectorRegistry, most_names: int) -> None:
         super().__init__(lambda name: _Series(metrics, name), most_names)
         metrics = _Metrics(registry, self._write_all)
-        # There another process looks, at what this one has written.
-        self._writes_at_once = "PROMETHEUS_MULTIPROC_DIR" in os.environ
+        # There another process looks, at what this one has written. The client knows both names.
+        multiprocess = {"PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"}
+        self._writes_at_once = not multiprocess.isdisjoint(os.environ)
 
     def _write_all(self) -> None:
         for series in list(self.series.values()):
