@@ -43,7 +43,8 @@ def main(tag: str | None = None) -> None:
     project = settings["project"]
     readme = settings["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
     found = wrong(project, (ROOT / "CHANGELOG.rst").read_text(), tag)
-    if found := found + lost_links(project, readme["substitutions"]):
+    found += lost_links(project, readme["substitutions"])
+    if found:
         sys.exit("".join(f".ci/version.py: {line}\n" for line in found).rstrip())
     print(project["version"])
 

@@ -285,10 +285,8 @@ class Dispatcher(Workers):
         """
         try:
             batch.seal(reason)
-        finally:
-            if (
-                not batch.is_open
-            ):  # pragma: no branch - a hook may be interrupted, or what is before it
+        finally:  # a hook may be interrupted that hears of it, or what comes before the seal
+            if not batch.is_open:  # pragma: no branch
                 self.send(batch)
 
     def batch_done(self, batch: Batch) -> None:
@@ -470,9 +468,7 @@ class Dispatcher(Workers):
 
     async def _delete_the_rest(self) -> None:
         """What was cleared last has no next batch that would delete it for other processes."""
-        with anyio.move_on_after(_FAREWELL, shield=True):
-            for level in list(self.to_delete):
-                await level.delete()
+        await _delete(*self.to_delete)
         self.to_delete.clear()
 
     def delete_soon(self, level: Any) -> None:
@@ -481,17 +477,17 @@ class Dispatcher(Workers):
             self.to_delete[level] = None
         elif self.token is not None and not has_ended(self._group):
             try:
-                self.context.run(
-                    self._start_task, _delete_shielded, level, name="anyloader: delete"
-                )
+                # A foreign group that is cancelled right after ``clear`` is a way out, too.
+                self.context.run(self._start_task, _delete, level, name="anyloader: delete")
             except RuntimeError:  # the group has ended after all
                 pass
 
 
-async def _delete_shielded(level: Any) -> None:
-    """As on the way out: a foreign group that is cancelled right after ``clear`` is one."""
+async def _delete(*levels: Any) -> None:
+    """Delete what was cleared, whatever cancels this, if the value caches answer in time."""
     with anyio.move_on_after(_FAREWELL, shield=True):
-        await level.delete()
+        for level in levels:
+            await level.delete()
 
 
 def _still_open(scope: Dispatcher | None) -> Dispatcher | None:

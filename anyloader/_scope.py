@@ -476,8 +476,9 @@ class BatchLoader(Generic[K, V, A]):
     def __get__(self, instance: Any, owner: type | None = None) -> BatchLoader[K, V, A]:
         function: Any = self._function
         is_bound = isinstance(function, (MethodType, staticmethod, partial))
-        looks = instance is not None or isinstance(function, classmethod)
-        if not looks or is_bound or not hasattr(function, "__get__"):
+        if is_bound or not hasattr(function, "__get__"):
+            return self
+        if instance is None and not isinstance(function, classmethod):
             return self
         bound = function.__get__(instance, owner)
         # Made anew at each look, but equal for one object, as its methods are.

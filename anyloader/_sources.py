@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, TypeVar, cast, get_origin
 
 from ._dataloader import DataLoader
+from ._options import default_name
 from ._results import article
 
 __all__ = (
@@ -80,8 +81,7 @@ def check_arguments(
         signature = inspect.signature(function)
     except ValueError:  # a builtin that does not tell
         signature = inspect.signature(lambda *keys, **rest: None)
-    named = function.func if isinstance(function, partial) else function
-    name = getattr(named, "__qualname__", type(named).__qualname__)
+    name = default_name(function)
     try:
         signature.bind(None, **arguments)
     except TypeError as exc:
