@@ -1046,11 +1046,12 @@ class Batch(_Loads):
 
     # From state to state
 
-    def seal(self, reason: str) -> None:
+    def seal(self, reason: str, starts: bool = False) -> None:
         """
         Take no more keys, and let go of those that nobody wants any more.
 
         :param reason: "schedule", "full", "dispatch" or "close"
+        :param starts: whether it is started next, so that only a hook could see it wait for that
         """
         end = _SEAL[self.state]
         loader = self.loader
@@ -1061,7 +1062,8 @@ class Batch(_Loads):
             if self.state is not SEALED:  # evicting runs code of the user's
                 return
         size = len(self.entries) - self.settled
-        self._count_sealed(size)
+        if not starts or loader.hooks is not None:
+            self._count_sealed(size)
         if self.schedule_scope is not None:
             self.schedule_scope.cancel()
         if loader.hooks is not None:
@@ -1079,10 +1081,9 @@ class Batch(_Loads):
                 self._end(_DROP)
                 return False
         self.state = _START[self.state]
-        counts = self.loader.counts
-        counts.sealed -= self._sealed
-        self._sealed = 0
-        counts.running += 1
+        if self._sealed:
+            self._count_sealed(0)
+        self.loader.counts.running += 1
         return True
 
     def _count_sealed(self, keys: int) -> None:
@@ -1297,12 +1298,12 @@ class Batch(_Loads):
                 many._batches.pop(self, None)
                 many._progress(self.backend)
             self.manys, self.watchers, self._left = {}, {}, {}
+            self._owners = None
         self.scope.batch_done(self)
         # A load_many, and the traceback of an error, may refer to its batch for long.
         self.entries = []
         if self.followers is not None or self.index is not None or self.cache_keys is not None:
             self.followers = self.index = self.cache_keys = None
-        self._owners = None
         if was is not RUNNING:
             self.release()
 

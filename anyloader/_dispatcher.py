@@ -263,14 +263,15 @@ class Dispatcher(Workers):
         :raises RuntimeError: if this is another event loop
         :raises RecursionError: near the end of the stack
         """
-        if self.state is CLOSED:
-            raise LoaderClosedError(closed(batch.name))
+        if self.state is not OPEN:
+            if self.state is CLOSED:
+                raise LoaderClosedError(closed(batch.name))
+            if not isinstance(batch.schedule, Polling):
+                batch.schedule = _WHILE_LEAVING
         if (
             "trio" in sys.modules and not self.backend.is_here()
         ):  # the one may be a guest of the other
             raise RuntimeError(ELSEWHERE)
-        if self.state is CLOSING and not isinstance(batch.schedule, Polling):
-            batch.schedule = _WHILE_LEAVING
         if not isinstance(batch.schedule, Manual):
             if not self._owns_group and has_ended(self._group):
                 raise LoaderClosedError(closed(batch.name))

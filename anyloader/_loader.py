@@ -229,7 +229,9 @@ class Loader(Cached):
 
     def enqueue(self, key: Any, cache_key: Any, claim: Claim | None) -> LoadHandle[Any]:
         """The one way in for a key."""
-        batch = (self._make_room(key) if self._is_bounded else self.open) or self.open_batch()
+        batch = self._make_room(key) if self._is_bounded else self.open
+        if batch is None:
+            batch = self.open_batch()
         entry = handle = batch.add(key, None if claim is None else NOBODY)
         if self._is_indexed:
             self._index(batch, cache_key, entry)

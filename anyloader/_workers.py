@@ -248,12 +248,16 @@ class Workers:
         self._seen = self.news
         while not self._holding:
             backend = self.backend
-            is_quiet = self._quiet >= backend.quiet or not backend.ready
+            is_quiet = not backend.ready or self._quiet >= backend.quiet
             if len(self._counted) == 1:
                 # What follows comes to this, where one thing is loaded after the other.
                 (batch,) = self._counted
-                if batch.is_open and not batch.gates and self._may_leave(batch, is_quiet):
-                    batch.seal("schedule")
+                if (
+                    batch.state is _batch.OPEN
+                    and not batch.gates
+                    and ((is_quiet and batch.schedule.ends_when_quiet) or self._is_due(batch))
+                ):
+                    batch.seal("schedule", True)
                     if len(self._counted) == 1:  # no hook has loaded
                         self._counted.clear()
                         self._leading = False
@@ -262,7 +266,7 @@ class Workers:
             staying: list[Batch] = []
             for batch in self._counted:
                 if batch.state is _batch.OPEN:
-                    leaves = self._may_leave(batch, is_quiet)
+                    leaves = (is_quiet and batch.schedule.ends_when_quiet) or self._is_due(batch)
                     (leaving if leaves else staying).append(batch)
                 elif batch.worker_scope is None and batch.state is _batch.SEALED:
                     leaving.append(batch)  # who sealed it was interrupted before it could be sent
@@ -278,9 +282,7 @@ class Workers:
                 return None
         return _LEAD
 
-    def _may_leave(self, batch: Batch, is_quiet: bool) -> bool:
-        if is_quiet and batch.schedule.ends_when_quiet:
-            return True
+    def _is_due(self, batch: Batch) -> bool:
         if batch.due is None:
             batch.due = self._round + batch.schedule.rounds
         return self._round >= batch.due  # pyright: ignore[reportOperatorIssue]
