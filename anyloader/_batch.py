@@ -384,7 +384,7 @@ class LoadHandle(_Driven[V_co]):
             backend = batch.backend
             if backend.current() is not backend.token or not batch.has_task:
                 batch.scope.check_await(batch)
-        return None if self._batch is None else Parked(self, self._batch, (self._batch,), waiter)
+        return None if self._batch is None else Parked(self, (batch,), waiter)
 
     def __repr__(self) -> str:
         detail = f" of {self._batch!r}" if self._batch is not None else ""
@@ -548,8 +548,7 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
             batch.scope.check_await(batch)
         if not self._batches or self._is_settled():
             return None
-        batches = tuple(self._batches)
-        return Parked(self, batches[0], batches, waiter)
+        return Parked(self, tuple(self._batches), waiter)
 
     def __repr__(self) -> str:
         pending = sum(handle._batch is not None for handle in self._handles)
@@ -563,35 +562,31 @@ class Parked:
     Counts as a task that awaits the load. Made by ``_park`` of the handle.
     """
 
-    __slots__ = ("_batches", "_first", "_load", "_origin", "_waiter")
+    __slots__ = ("_batches", "_load", "_origin", "_waiter")
 
-    def __init__(
-        self, load: Any, first: Batch, batches: tuple[Batch, ...], waiter: Callable[[], object]
-    ) -> None:
+    def __init__(self, load: Any, batches: tuple[Batch, ...], waiter: Callable[[], object]) -> None:
+        #: What it waits for; ``None`` once it does not.
         self._load: Any = load
-        self._first = first
         self._batches = batches
         self._waiter = waiter
-        self._origin = running_batch.get()
-        if self._origin is not None:
-            begin_wait(self._origin, batches)
-        load._enter(first, self)
+        self._origin = origin = running_batch.get()
+        if origin is not None:
+            begin_wait(origin, batches)
+        load._enter(batches[0], self)
 
     def set_result(self, _: None) -> None:
-        self._end()
+        self._load = None
+        if self._origin is not None:
+            end_wait(self._origin, self._batches)
         self._waiter()
 
     def leave(self) -> None:
         """Give up waiting, as a task does that is cancelled; nothing if it has settled."""
         if self._load is not None:
-            load = self._load
-            self._end()
-            load._leave(self._first, self)
-
-    def _end(self) -> None:
-        self._load = None
-        if self._origin is not None:
-            end_wait(self._origin, self._batches)
+            load, self._load = self._load, None
+            if self._origin is not None:
+                end_wait(self._origin, self._batches)
+            load._leave(self._batches[0], self)
 
 
 AWAITS |= {LoadHandle.__await__.__code__, LoadManyHandle.__await__.__code__}

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ("DataLoader", "LoadFuture")
 
+_UNKNOWN: Any = object()
+
 K = TypeVar("K")
 V = TypeVar("V")
 T = TypeVar("T")
@@ -53,8 +55,8 @@ class LoadFuture(Generic[T]):
         "_done",
         "_error",
         "_handle",
-        "_has_value",
         "_parked",
+        "_value",
         "_waiters",
     )
 
@@ -64,10 +66,10 @@ class LoadFuture(Generic[T]):
     def __init__(self, handle: LoadHandle[T] | LoadManyHandle[Any]) -> None:
         self._handle: Any = handle
         self._callbacks: list[tuple[Callable[[LoadFuture[T]], object], Context]] = []
-        self._cancelled = False
-        #: Whether it is known to be done, which it is for good; and, then, whether it is one load with
-        #: a value, as nearly all are.
-        self._done = self._has_value = False
+        #: Whether it is known to be done, which it is for good.
+        self._done = self._cancelled = False
+        #: Known when it is done, if it is one load with a value, as nearly all are.
+        self._value: Any = _UNKNOWN
         self._cancel_message: object = None
         #: The tasks that await this.
         self._waiters: dict[Any, None] = {}
@@ -109,11 +111,17 @@ class LoadFuture(Generic[T]):
     def done(self) -> bool:
         """Whether the load has settled, or this was cancelled."""
         if not self._done and (self._error is not None or not is_pending(self._handle)):
-            self._done = True
-            handle = self._handle
-            if self._error is None and type(handle) is LoadHandle:
-                self._has_value = type(outcome_in(handle)) is not Failure
+            self._know()
         return self._done
+
+    def _know(self) -> None:
+        """It is done, by the load or by an error."""
+        self._done = True
+        handle = self._handle
+        if type(handle) is LoadHandle and self._error is None:
+            value = outcome_in(handle)
+            if type(value) is not Failure:
+                self._value = value
 
     def cancelled(self) -> bool:
         """Whether :meth:`cancel` was called in time."""
@@ -126,10 +134,10 @@ class LoadFuture(Generic[T]):
         :raises asyncio.CancelledError: if this was cancelled
         :raises asyncio.InvalidStateError: if the load is pending
         """
-        if not self._has_value and not self.done():
+        if self._value is _UNKNOWN and not self.done():
             raise asyncio.InvalidStateError("Result is not set.")
-        if self._has_value:
-            value: T = outcome_in(self._handle)
+        value: T = self._value
+        if value is not _UNKNOWN:
             return value
         if self._error is not None:
             raise self._error
@@ -148,7 +156,7 @@ class LoadFuture(Generic[T]):
         :raises asyncio.CancelledError: if this was cancelled
         :raises asyncio.InvalidStateError: if the load is pending
         """
-        if self._has_value:
+        if self._value is not _UNKNOWN:
             return None
         if self._cancelled or not self.done():
             self.result()
@@ -174,13 +182,16 @@ class LoadFuture(Generic[T]):
     ) -> None:
         """Call ``fn(self)`` soon after this is done. Under asyncio only."""
         self._callbacks.append((fn, copy_context() if context is None else context))
-        if self._parked is None and not self._done:
-            try:
-                self._park()
-            except Exception as exc:  # of another event loop, or a deadlock: this await has failed
-                self._error = exc
         if self._parked is None:
-            self._call_back()
+            if not self._done:
+                try:
+                    self._parked = park(self._handle, self._call_back)
+                except (
+                    Exception
+                ) as exc:  # of another event loop, or a deadlock: this await has failed
+                    self._error = exc
+            if self._parked is None:
+                self._call_back()
 
     def remove_done_callback(self, fn: Callable[[LoadFuture[T]], object], /) -> int:
         """Do not call ``fn``; return how often it would have been called."""
@@ -191,6 +202,8 @@ class LoadFuture(Generic[T]):
 
     def _call_back(self) -> None:
         self._parked = None
+        if not self._done:
+            self._know()
         if self._waiters:
             waiters, self._waiters = self._waiters, {}
             for waiter in waiters:
