@@ -19,7 +19,7 @@ from anyio import CancelScope
 
 from ._backend import ELSEWHERE, Backend, delegate, has_ended, park, running_backend
 from ._batch import Batch, running_batch
-from ._errors import LoaderClosedError, LoaderNotOpenError
+from ._errors import LoadCancelledError, LoaderClosedError, LoaderNotOpenError
 from ._statistics import Counts, LoaderStatistics
 from ._workers import Workers, closed
 from .hooks import Hook
@@ -506,6 +506,7 @@ async def leave_bare(group: TaskGroup, leaving: BaseException | None, is_scope: 
         has to pass through the group, which may be its target, and raises it if it is not
     :param is_scope: whether it never had a task and its cancel scope is all there is to leave, for a
         third of the price
+    :raises LoadCancelledError: if that cancellation has come from the group itself
     """
     passed: tuple[Any, Any, Any] = (None, None, None)
     if leaving is not None and isinstance(leaving, anyio.get_cancelled_exc_class()):
@@ -514,11 +515,16 @@ async def leave_bare(group: TaskGroup, leaving: BaseException | None, is_scope: 
         group.cancel_scope.__exit__(*passed)
         return
     try:
-        await group.__aexit__(*passed)
+        swallowed = await group.__aexit__(*passed)
     except BaseExceptionGroup as errors:
         if len(errors.exceptions) == 1:
             raise errors.exceptions[0] from None
         raise
+    if swallowed and passed[0] is not None:
+        # On asyncio, where a task ends by a cancellation before it has begun, anyio cancels its group.
+        raise LoadCancelledError(
+            "the scope was cancelled, as one of its tasks was, by task.cancel() from outside"
+        ) from leaving
 
 
 def _task_starter(group: Any) -> Callable[..., None]:

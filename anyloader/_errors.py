@@ -84,6 +84,9 @@ class LoadCancelledError(LoaderError):
     The batch function was cancelled or ended by something that is no ``Exception``, or the scope
     of the loader was left while the load was pending. ``__cause__`` is what ended it, where there
     is such an exception. The key is not cached, so it can be loaded again.
+
+    Leaving a scope raises it, on asyncio, where ``task.cancel()`` of somebody else's has hit a task of the
+    scope before it began, which cancels the body.
     """
 
 

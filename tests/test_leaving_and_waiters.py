@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
@@ -238,3 +239,13 @@ async def test_a_waiter_outside_of_an_anyio_group_hears_of_it() -> None:
             except asyncio.CancelledError:
                 pass  # anyio's group passes a stray cancellation on
     assert waiter.seen in (["cancelled"], [1])
+
+
+@pytest.mark.only_on("asyncio")
+async def test_the_block_of_a_loader_ends_by_an_error_and_not_by_a_bare_cancellation() -> None:
+    task: Any = asyncio.current_task()
+    with anyio.fail_after(5), pytest.raises(LoadCancelledError):
+        async with DataLoader(slow) as loader:
+            await (await load_and_cancel_what_it_started(loader))
+    if sys.version_info >= (3, 11):
+        assert not task.cancelling()
