@@ -2,11 +2,11 @@
 How near to its peers a loader on asyncio can come that keeps the rules of waiting.
 
 ``python -m benchmarks.floor`` divides the time of each peer by that of the least code that keeps these
-rules of anyloader: a batch leaves after two quiet checkpoints; its function is called in a task that was
-there before, in a context of its own; each waiter can be cancelled by itself, which the loader sees; a
-call from another event loop is refused. There is nothing else in it: no errors, hooks, limiter, deadlocks,
-statistics or scopes, and no second load of a pending key. Where this does not reach 1, a loader would need
-other rules, or a way to keep these that nobody has found yet.
+rules of anyloader: a batch leaves when nothing else can run, or after three quiet checkpoints; its function
+is called in a task that was there before, in a context of its own; each waiter can be cancelled by itself,
+which the loader sees; a call from another event loop is refused. There is nothing else in it: no errors,
+hooks, limiter, deadlocks, statistics or scopes, and no second load of a pending key. Where this does not
+reach 1, a loader would need other rules, or a way to keep these that nobody has found yet.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 from anyloader._backend import _next_round as next_round
+from anyloader._backend import _ready_queue as ready_queue
 from anyloader._workers import _in_context as in_context
 
 from . import _rows
@@ -65,6 +66,7 @@ class Floor:
         self._cache: dict[int, Handle] | None = {} if cache else None
         self._open: Batch | None = None
         self._loop = asyncio.get_running_loop()
+        self._ready = ready_queue(self._loop)
         self._running = asyncio._get_running_loop
         self._new_handle = partial(object.__new__, Handle)
         self._new_waiter: Any = partial(asyncio.Future, loop=self._loop)
@@ -102,7 +104,7 @@ class Floor:
             if self._quiet_rounds:
                 seen = len(batch.keys)
                 quiet = 0
-                while quiet < 2:
+                while self._ready and quiet < 3:
                     await next_round()
                     quiet = quiet + 1 if len(batch.keys) == seen else 0
                     seen = len(batch.keys)
