@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from functools import partial
 from types import MethodType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import ref
 
 from ._limits import is_limiter
@@ -93,9 +93,12 @@ if TYPE_CHECKING:
     StreamMethod = Callable[Concatenate[S, list[K], P], Streamed[V]]
 
 
-class _Rule(NamedTuple):
-    fits: Callable[[Any], bool]
-    expected: str
+class _Rule:
+    __slots__ = ("expected", "fits")
+
+    def __init__(self, fits: Callable[[Any], bool], expected: str) -> None:
+        self.fits = fits
+        self.expected = expected
 
 
 def _is_bool(value: Any) -> bool:

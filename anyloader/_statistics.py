@@ -1,7 +1,6 @@
 """What a loader has done so far, in numbers."""
 
-from __future__ import annotations
-
+# No annotations from __future__: of strings a NamedTuple would compile each, at import.
 from typing import NamedTuple
 
 __all__ = ("Counts", "LoaderStatistics")
