@@ -1062,7 +1062,7 @@ class Batch(_Loads):
         if self.schedule_scope is not None:
             self.schedule_scope.cancel()
         if loader.hooks is not None:
-            loader.hooks(BatchSealed(self.name, self.number, reason, size))
+            loader.hooks.tell(BatchSealed, self.name, self.number, reason, size)
         if not size and self.state is SEALED:  # a hook may have ended it
             self._end(_DROP)
 
@@ -1224,7 +1224,7 @@ class Batch(_Loads):
                 raise
         self._after(RUNNING)
         if loader.hooks is not None:
-            loader.hooks(BatchFinished(self.name, self.number, len(failed)))
+            loader.hooks.tell(BatchFinished, self.name, self.number, len(failed))
 
     def forget(self, settled: Iterable[LoadHandle[Any]]) -> None:
         """Take out of the cache what is not to stay there."""
@@ -1243,7 +1243,7 @@ class Batch(_Loads):
         loader = self.loader
         self._end(_FAIL, Failure(error, traceback_of(error)))
         if loader.hooks is not None:
-            loader.hooks(BatchFailed(self.name, self.number, error))
+            loader.hooks.tell(BatchFailed, self.name, self.number, error)
 
     def cancel_if_there_is_room(self, why: str) -> None:
         try:
@@ -1263,7 +1263,7 @@ class Batch(_Loads):
             if scope is not None:
                 scope.cancel()
         if loader.hooks is not None:
-            loader.hooks(BatchCancelled(self.name, self.number, why))
+            loader.hooks.tell(BatchCancelled, self.name, self.number, why)
 
     def _end(self, move: _Moves, failure: Failure | None = None) -> None:
         """Be done; with a failure for all that is left."""

@@ -306,7 +306,7 @@ class Loader(Cached):
         else:
             self._open_for_hits = batch
         if self.hooks is not None:
-            self.hooks(BatchOpened(self.name, batch.number))
+            self.hooks.tell(BatchOpened, self.name, batch.number)
             if not batch.is_open:  # the hook has filled it, sent it or ended its scope
                 return self.open or self.open_batch()
         return batch

@@ -76,11 +76,10 @@ class Place:
     def tell(self, key: Any, batch: Batch | None, *, shared: bool) -> None:
         """Tell of a load; ``batch`` is ``None`` if it has settled."""
         hooks: Any = self.hooks
-        hooks(
-            LoadHit(self.name, key)
-            if batch is None
-            else LoadQueued(self.name, key, batch.number, shared)
-        )
+        if batch is None:
+            hooks.tell(LoadHit, self.name, key)
+        else:
+            hooks.tell(LoadQueued, self.name, key, batch.number, shared)
 
     def attach(self, scope: Dispatcher) -> None:
         """Run there, for good."""

@@ -135,10 +135,10 @@ class SecondLevel:
             self._is_due = True
             self._scope.delete_soon(self)
 
-    def _tell(self, event: Any) -> None:
+    def _tell(self, kind: Any, *fields: Any) -> None:
         loader = self._loader()
         if loader is not None and loader.hooks is not None:
-            loader.hooks(event)
+            loader.hooks.tell(kind, *fields)
 
     def doom(self, cache_keys: Sequence[Any]) -> None:
         """These were cleared: delete them, and let nobody store what he has read before."""
@@ -192,9 +192,9 @@ class SecondLevel:
         self._counts.value_cache_hits += len(hits)
         self._counts.value_cache_misses += len(misses)
         if hits:
-            self._tell(ValueCacheHit(batch.name, batch.number, hits))
+            self._tell(ValueCacheHit, batch.name, batch.number, hits)
         if misses:
-            self._tell(ValueCacheMiss(batch.name, batch.number, misses))
+            self._tell(ValueCacheMiss, batch.name, batch.number, misses)
         if hits and not batch.is_done:  # a hook may have ended it
             batch.settle_found([(entry, found[key]) for key, entry in entries if key in found])
         return [(key, entry) for key, entry in entries if key not in found]
@@ -283,7 +283,7 @@ class SecondLevel:
         try:
             result = await call(argument)
         except Exception as exc:
-            self._tell(ValueCacheFailed(self._name, batch, operation, exc))
+            self._tell(ValueCacheFailed, self._name, batch, operation, exc)
             if operation not in self._use.failing:
                 self._use.failing.add(operation)
                 log_exception(

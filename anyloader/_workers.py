@@ -443,7 +443,7 @@ def _begin(batch: Batch) -> None:
     hooks = batch.loader.hooks
     if hooks is not None:
         watches.set(hooks.watches)
-        hooks(BatchStarted(batch.name, batch.number, batch.keys))
+        hooks.tell(BatchStarted, batch.name, batch.number, batch.keys)
 
 
 def _is_stray(exc: BaseException) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import anyio
@@ -408,6 +409,52 @@ def test_hooks_have_to_be_a_sequence_of_callables(wrong: Any) -> None:
         LoaderScope(hooks=wrong)
 
 
+async def test_any_kind_of_callable_is_called_as_python_would() -> None:
+    heard: list[tuple[str, Any]] = []
+
+    class Method:
+        def __call__(self, event: Event) -> None:
+            heard.append(("method", self))
+
+    class Static:
+        @staticmethod
+        def __call__(event: Event) -> None:
+            heard.append(("static", event))
+
+    class OfClass:
+        @classmethod
+        def __call__(cls, event: Event) -> None:
+            heard.append(("class", cls))
+
+    def function(event: Event) -> None:
+        heard.append(("function", event))
+
+    shadowed: Any = Method()
+    shadowed.__call__ = function  # Python looks in the class
+    method = Method()
+    hooks: list[Any] = [
+        method,
+        Static(),
+        OfClass(),
+        shadowed,
+        function,
+        partial(function),
+        Method.__call__.__get__(method),
+    ]
+    async with DataLoader(echo, hooks=hooks) as loader:
+        await loader.load(1)
+    opened = BatchOpened("echo", heard[1][1].batch)
+    assert heard[:7] == [
+        ("method", method),
+        ("static", opened),
+        ("class", OfClass),
+        ("method", shadowed),
+        ("function", opened),
+        ("function", opened),
+        ("method", method),
+    ]
+
+
 async def test_changing_the_sequence_afterwards_changes_nothing() -> None:
     log = Log()
     of_loader: list[hooks.Hook] = [log]
@@ -438,9 +485,11 @@ async def test_a_hook_that_raises_harms_nobody_and_is_logged_once(
         called += 1
         raise Boom(f"at call {called}")
 
-    def worse(event: Event) -> None:
-        raise Boom("worse")
+    class Worse:
+        def __call__(self, event: Event) -> None:
+            raise Boom("worse")
 
+    worse = Worse()
     log = Log()
     with caplog.at_level(logging.DEBUG, "anyloader"):
         async with DataLoader(mixed, hooks=[bad, log, worse]) as loader:
@@ -451,7 +500,7 @@ async def test_a_hook_that_raises_harms_nobody_and_is_logged_once(
     assert called == len(log.raw) == 7
     assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
     assert "it will not be logged again" in caplog.text
-    assert repr(bad) in caplog.records[0].getMessage()
+    assert [f"hook {hook!r} raised" in caplog.text for hook in (bad, worse)] == [True, True]
     assert caplog.text.count("Boom: at call 1") == caplog.text.count("Boom: worse") == 1
 
 
