@@ -421,6 +421,24 @@ async def test_queued_keys_are_those_that_wait(telemetry: Telemetry) -> None:
     assert queued() == {0}
 
 
+async def test_a_caller_whose_span_is_invalid_is_no_link(telemetry: Telemetry) -> None:
+    from opentelemetry import context, trace
+
+    nothing = trace.set_span_in_context(trace.NonRecordingSpan(trace.INVALID_SPAN_CONTEXT))
+    async with DataLoader(echo, name="it", hooks=[telemetry.hook]) as loader:
+        token = context.attach(nothing)
+        await loader.load(1)
+        context.detach(token)
+    assert not telemetry.of("GraphQL DataLoader Batch it").links
+
+
+async def test_a_batch_of_deferred_hits_alone_leaves_nothing_behind(telemetry: Telemetry) -> None:
+    async with DataLoader(echo, defer_hits=True, hooks=[telemetry.hook]) as loader:
+        assert await loader.load(1) == await loader.load(1) == 1
+    handler: Any = telemetry.hook._handlers[BatchOpened]
+    assert handler.__self__.batches == {}
+
+
 @pytest.mark.parametrize("bad", [{"most_links": -1}, {"most_links": 1.0}, {"most_names": 0}])
 async def test_bad_bounds_are_refused(telemetry: Telemetry, bad: dict[str, Any]) -> None:
     from anyloader.integrations.opentelemetry import OpenTelemetryHook

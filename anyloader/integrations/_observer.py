@@ -20,7 +20,7 @@ from ..hooks import (
     ValueCacheMiss,
 )
 
-__all__ = ("OTHER", "OUTCOMES", "SECONDS", "SIZES", "End", "Observer", "Pending")
+__all__ = ("OTHER", "OUTCOMES", "SECONDS", "SIZES", "End", "Observer", "Pending", "Series")
 
 #: Batches take from a fraction of a millisecond, in memory, to seconds.
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -29,8 +29,6 @@ SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000)
 
 #: Stands for all loaders beyond the first so many.
 OTHER = "other"
-
-S = TypeVar("S")
 
 End = BatchFinished | BatchFailed | BatchCancelled
 
@@ -42,34 +40,56 @@ OUTCOMES: dict[type[Any], str] = {
 }
 
 
+class Series:
+    """What is counted for the loaders of one name: plain numbers, as a metric takes several times as long."""
+
+    def __init__(self) -> None:
+        self.hits = self.shared = self.misses = self.failed = 0
+        #: How many of the keys that were missing do not wait any more.
+        self.left = 0
+
+    @property
+    def queued(self) -> int:
+        return self.misses - self.left
+
+
+S = TypeVar("S", bound=Series)
+
+
 class Pending(Generic[S]):
     """A batch that is not done."""
 
     __slots__ = (
         "callers",
+        "context",
         "keys",
-        "loads",
-        "name",
         "opened",
         "reason",
         "series",
+        "shared",
+        "size",
         "span",
         "started",
+        "told",
     )
 
-    def __init__(self, name: str, series: S) -> None:
-        self.name = name
+    def __init__(self, series: S) -> None:
         self.series = series
         #: In seconds, of ``time.perf_counter``.
         self.opened = time.perf_counter()
         self.started: Any = None
-        self.loads = 0
-        #: How many are queued; from the start on, how many were sent, without those a value cache had.
-        self.keys = 0
+        self.keys = self.shared = 0
+        #: With how many keys it was sealed; from the start on, how many were sent, without those a
+        #: value cache had.
+        self.size = 0
+        #: Why it was sealed, if it was.
         self.reason = ""
-        # Of the one hook that makes spans.
-        self.callers: Any = None
+        # Of the one hook that makes spans: links by caller, the context that was looked at last, and how
+        # many loads the span was told of.
+        self.callers: dict[Any, Any] = {}
+        self.context: Any = None
         self.span: Any = None
+        self.told = 0
 
 
 class Observer(Generic[S]):
@@ -88,9 +108,9 @@ class Observer(Generic[S]):
         #: is told of no batch.
         self.batches: dict[int, Pending[S]] = {}
         #: What is to be done with an event, by its class.
-        self.handlers: dict[type[Any], Callable[[Any], None]] = {
-            LoadHit: self.on_hit,
-            LoadQueued: self._on_queued,
+        self.handlers: dict[type[Any], Callable[[Any], object]] = {
+            LoadHit: self._on_hit,
+            LoadQueued: self.on_queued,
             BatchOpened: self._on_opened,
             BatchSealed: self._on_sealed,
             BatchStarted: self._on_started,
@@ -114,20 +134,10 @@ class Observer(Generic[S]):
 
     # What the hook does with it
 
-    def on_hit(self, event: LoadHit) -> None:
-        raise NotImplementedError
-
-    def queued(self, batch: Pending[S], shared: bool) -> None:
-        raise NotImplementedError
-
-    def waiting(self, series: S, change: int) -> None:
-        """So many keys more wait to be sent."""
-        raise NotImplementedError
-
     def start(self, batch: Pending[S], event: BatchStarted) -> None:
         raise NotImplementedError
 
-    def end(self, batch: Pending[S], event: End, failed: int) -> None:
+    def end(self, batch: Pending[S], event: End, outcome: str, failed: int) -> None:
         """
         A batch has ended that had started.
 
@@ -143,36 +153,41 @@ class Observer(Generic[S]):
 
     # Events
 
-    def _on_opened(self, event: BatchOpened) -> None:
-        self.batches[event.batch] = Pending(event.loader, self.of(event.loader))
+    def _on_hit(self, event: LoadHit) -> None:
+        (self.series.get(event.loader) or self.of(event.loader)).hits += 1
 
-    def _on_queued(self, event: LoadQueued) -> None:
+    def _on_opened(self, event: BatchOpened) -> None:
+        series = self.series.get(event.loader) or self.of(event.loader)
+        self.batches[event.batch] = Pending(series)
+
+    def on_queued(self, event: LoadQueued) -> Pending[S] | None:
         batch = self.batches.get(event.batch)
-        if batch is not None:  # or its opening was before this hook's time
-            batch.loads += 1
-            if not event.shared:
-                batch.keys += 1
-            self.queued(batch, event.shared)
+        if batch is None:  # its opening was before this hook's time
+            return None
+        if event.shared:
+            batch.shared += 1
+            batch.series.shared += 1
+        else:
+            batch.keys += 1
+            batch.series.misses += 1
+        return batch
 
     def _on_sealed(self, event: BatchSealed) -> None:
         batch = self.batches.get(event.batch)
         if batch is not None:
             batch.reason = event.reason
-            self._set_keys(batch, event.size)
-            if not event.size:
+            batch.size = size = event.size
+            if size != batch.keys:
+                batch.series.left += batch.keys - size
+            if not size:  # with deferred hits alone there never was one
                 del self.batches[event.batch]
-
-    def _set_keys(self, batch: Pending[S], keys: int) -> None:
-        if keys != batch.keys:
-            self.waiting(batch.series, keys - batch.keys)
-            batch.keys = keys
 
     def _on_started(self, event: BatchStarted) -> None:
         batch = self.batches.get(event.batch)
         if batch is not None:
             batch.started = time.perf_counter()
-            self._set_keys(batch, 0)
-            batch.keys = len(event.keys)
+            batch.series.left += batch.size
+            batch.size = len(event.keys)
             self.start(batch, event)
 
     def _on_end(self, event: End) -> None:
@@ -180,21 +195,23 @@ class Observer(Generic[S]):
         if batch is None:
             return
         if batch.started is None:
-            self._set_keys(batch, 0)
+            batch.series.left += batch.size if batch.reason else batch.keys
             return
         failed = 0
         if isinstance(event, BatchFinished):
             failed = event.errors
         elif isinstance(event, BatchFailed):
-            failed = batch.keys
-        self.end(batch, event, failed)
+            failed = batch.size
+        if failed:
+            batch.series.failed += failed
+        self.end(batch, event, OUTCOMES[type(event)], failed)
 
     def _on_value_cache(self, event: ValueCacheHit | ValueCacheMiss) -> None:
         keys = len(event.keys)
         found, missed = (keys, 0) if type(event) is ValueCacheHit else (0, keys)
         batch = self.batches.get(event.batch)
         if batch is not None:
-            batch.keys -= found
+            batch.size -= found
         self.asked_value_cache(self.of(event.loader), found, missed)
 
     def _on_value_cache_failed(self, event: ValueCacheFailed) -> None:

@@ -15,8 +15,8 @@ try:
 except ModuleNotFoundError as _exc:
     raise missing("opentelemetry", _exc) from _exc
 
-from ..hooks import BatchCancelled, BatchFailed, BatchStarted, Event, LoadHit
-from ._observer import OUTCOMES, SECONDS, SIZES, End, Observer, Pending
+from ..hooks import BatchCancelled, BatchFailed, BatchStarted, Event, LoadQueued
+from ._observer import SECONDS, SIZES, End, Observer, Pending, Series
 
 __all__ = ("OpenTelemetryHook",)
 
@@ -97,29 +97,14 @@ class OpenTelemetryHook:
         self._handlers[type(event)](event)
 
 
-class _Series:
+class _Series(Series):
     """What is counted for the loaders of one name."""
 
-    __slots__ = (
-        "batches",
-        "cache_failures",
-        "cache_hits",
-        "cache_misses",
-        "failed",
-        "hits",
-        "keys",
-        "labels",
-        "misses",
-        "queued",
-        "seconds",
-        "shared",
-        "waited",
-    )
-
     def __init__(self, name: str) -> None:
+        super().__init__()
         self.labels = {"graphql.dataloader.name": name}
         self.batches = {"finished": 0, "failed": 0, "cancelled": 0}
-        self.hits = self.shared = self.misses = self.queued = self.keys = self.failed = 0
+        self.keys = 0
         self.seconds = self.waited = 0.0
         self.cache_hits = self.cache_misses = 0
         self.cache_failures: dict[str, int] = {}
@@ -223,62 +208,60 @@ class _Observer(Observer[_Series]):
         self.series = series
         self._histograms = histograms
 
-    def on_hit(self, event: LoadHit) -> None:
-        (self.series.get(event.loader) or self.of(event.loader)).hits += 1
+    def on_queued(self, event: LoadQueued) -> Pending[_Series] | None:
+        batch = super().on_queued(event)
+        if batch is not None:
+            current = context.get_current()
+            # One caller loads many keys more often than not.
+            if current is not batch.context:
+                batch.context = current
+                caller = trace.get_current_span(current)
+                if caller is not trace.INVALID_SPAN:
+                    self._link(batch, caller)
+        return batch
 
-    def queued(self, batch: Pending[_Series], shared: bool) -> None:
-        series = batch.series
-        if shared:
-            series.shared += 1
-        else:
-            series.misses += 1
-            series.queued += 1
+    def _link(self, batch: Pending[_Series], caller: trace.Span) -> None:
         callers = batch.callers
-        if callers is None:
-            callers = batch.callers = {}
-        if len(callers) >= self._most_links:
+        if caller in callers or len(callers) >= self._most_links:
             return
-        caller = trace.get_current_span()
-        # One caller loads many keys more often than not.
-        if caller not in callers:
-            span_context = caller.get_span_context()
-            if span_context.is_valid:
-                callers[caller] = None
-                if batch.span is not None:  # who shares a key that is on its way
-                    batch.span.add_link(span_context)
-
-    def waiting(self, series: _Series, change: int) -> None:
-        series.queued += change
+        span_context = caller.get_span_context()
+        if span_context.is_valid:
+            callers[caller] = trace.Link(span_context)
+            if batch.span is not None:  # who shares a key that is on its way
+                batch.span.add_link(span_context)
 
     def start(self, batch: Pending[_Series], event: BatchStarted) -> None:
         wait = batch.started - batch.opened
-        batch.series.keys += batch.keys
-        batch.series.waited += wait
+        series = batch.series
+        series.keys += batch.size
+        series.waited += wait
         # The event comes in the context of the batch function, which is that of the opening.
-        span = self._tracer.start_span(
-            f"GraphQL DataLoader Batch {batch.name}",
-            links=[trace.Link(caller.get_span_context()) for caller in batch.callers or ()],
+        current = context.get_current()
+        batch.told = loads = batch.keys + batch.shared
+        batch.span = span = self._tracer.start_span(
+            f"GraphQL DataLoader Batch {event.loader}",
+            current,
+            links=list(batch.callers.values()),
+            # All at once, as the SDK takes a lock for each that is set later.
             attributes={
                 "graphql.processing.type": "dataloader_batch",
-                "graphql.dataloader.name": batch.name,
+                "graphql.dataloader.name": event.loader,
+                "graphql.dataloader.batch.size": loads,
                 "anyloader.batch.reason": batch.reason,
                 "anyloader.batch.wait": wait,
             },
             start_time=time.time_ns() - int(wait * 1e9),
         )
-        batch.span = span
         # Never detached, as nothing else uses this context, and it ends with the function.
-        context.attach(trace.set_span_in_context(span))
+        context.attach(trace.set_span_in_context(span, current))
         if self._histograms is not None:
-            self._histograms[0].record(batch.keys, batch.series.labels)
+            self._histograms[0].record(batch.size, series.labels)
 
-    def end(self, batch: Pending[_Series], event: End, failed: int) -> None:
+    def end(self, batch: Pending[_Series], event: End, outcome: str, failed: int) -> None:
         series = batch.series
-        outcome = OUTCOMES[type(event)]
         seconds = time.perf_counter() - batch.started
         series.batches[outcome] += 1
         series.seconds += seconds
-        series.failed += failed
         if self._histograms is not None:
             self._histograms[1].record(seconds, {**series.labels, "anyloader.outcome": outcome})
         span = batch.span
@@ -287,10 +270,12 @@ class _Observer(Observer[_Series]):
         span.end()
 
     def _describe(self, span: trace.Span, batch: Pending[_Series], event: End, failed: int) -> None:
-        span.set_attribute("graphql.dataloader.batch.size", batch.loads)
+        loads = batch.keys + batch.shared
+        if loads != batch.told:
+            span.set_attribute("graphql.dataloader.batch.size", loads)
         if self._cache_counts:
-            span.set_attribute("graphql.dataloader.cache.miss_count", batch.keys)
-            span.set_attribute("graphql.dataloader.cache.hit_count", batch.loads - batch.keys)
+            span.set_attribute("graphql.dataloader.cache.miss_count", batch.size)
+            span.set_attribute("graphql.dataloader.cache.hit_count", loads - batch.size)
         if isinstance(event, BatchCancelled):
             span.set_attribute("anyloader.batch.cancelled", True)
         elif failed:

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from ._extras import missing
@@ -15,8 +16,8 @@ try:
 except ModuleNotFoundError as _exc:
     raise missing("prometheus", _exc) from _exc
 
-from ..hooks import BatchStarted, Event, LoadHit
-from ._observer import OUTCOMES, SECONDS, SIZES, End, Observer, Pending
+from ..hooks import BatchSealed, BatchStarted, Event, LoadQueued
+from ._observer import OUTCOMES, SECONDS, SIZES, End, Observer, Pending, Series
 
 __all__ = ("PrometheusHook",)
 
@@ -59,18 +60,13 @@ class PrometheusHook:
         self._handlers[type(event)](event)
 
 
-class _Series:
-    """
-    The metrics of one loader.
-
-    What is counted for each load is a plain number, as a counter of the client takes several times as
-    long; it is written there when somebody looks at it.
-    """
+class _Series(Series):
+    """The metrics of one loader. What is counted is written there when somebody looks at it."""
 
     def __init__(self, metrics: _Metrics, name: str) -> None:
+        super().__init__()
         self._metrics = metrics
         self._name = name
-        self.hits = self.shared = self.misses = self.failed = self.queued = 0
         loads, failed = metrics.loads, metrics.failed_keys
         self._counters: dict[str, tuple[Any, int]] = {
             "hits": (loads.labels(name, "hit"), 0),
@@ -162,45 +158,27 @@ class _Observer(Observer[_Series]):
         super().__init__(lambda name: _Series(metrics, name), most_names)
         metrics = _Metrics(registry, self._write_all)
         # There another process looks, at what this one has written. The client knows both names.
-        multiprocess = {"PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"}
-        self._writes_at_once = not multiprocess.isdisjoint(os.environ)
+        if not {"PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"}.isdisjoint(os.environ):
+            for kind in (LoadQueued, BatchSealed, BatchStarted, *OUTCOMES):
+                self.handlers[kind] = partial(self._handle_and_write, self.handlers[kind])
+
+    def _handle_and_write(self, handle: Callable[[Any], object], event: Any) -> None:
+        handle(event)
+        self.of(event.loader).write()
 
     def _write_all(self) -> None:
         for series in list(self.series.values()):
             series.write()
 
-    def on_hit(self, event: LoadHit) -> None:
-        (self.series.get(event.loader) or self.of(event.loader)).hits += 1
-
-    def queued(self, batch: Pending[_Series], shared: bool) -> None:
-        series = batch.series
-        if shared:
-            series.shared += 1
-        else:
-            series.misses += 1
-            series.queued += 1
-        if self._writes_at_once:
-            series.write()
-
-    def waiting(self, series: _Series, change: int) -> None:
-        series.queued += change
-        if self._writes_at_once:
-            series.write()
-
     def start(self, batch: Pending[_Series], event: BatchStarted) -> None:
         series = batch.series
         series.wait.observe(batch.started - batch.opened)
-        series.size.observe(batch.keys)
+        series.size.observe(batch.size)
 
-    def end(self, batch: Pending[_Series], event: End, failed: int) -> None:
+    def end(self, batch: Pending[_Series], event: End, outcome: str, failed: int) -> None:
         series = batch.series
-        outcome = OUTCOMES[type(event)]
         seconds = series.finished if outcome == "finished" else series.seconds(outcome)
         seconds.observe(time.perf_counter() - batch.started)
-        if failed:
-            series.failed += failed
-            if self._writes_at_once:
-                series.write()
 
     def asked_value_cache(self, series: _Series, found: int, missed: int) -> None:
         series.value_cache_keys("hit" if found else "miss").inc(found or missed)
