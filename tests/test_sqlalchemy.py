@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
+from datetime import timedelta, timezone
+from decimal import Decimal
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,6 +21,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_col
 from anyloader import DataLoader, LoaderScope
 from anyloader.integrations.sqlalchemy import RowsBy, related, rows_by, rows_grouped_by
 from support.databases import (
+    NOON,
     THING,
     Author,
     Book,
@@ -27,6 +30,7 @@ from support.databases import (
     Database,
     Edition,
     Engineer,
+    Moment,
     Node,
     Passport,
     Person,
@@ -272,6 +276,80 @@ async def test_other_types_of_keys(database: Database) -> None:
     assert Colour.BLUE not in found
     by_price: Any = rows_by(Thing.price, session=database.sessions)
     assert ids(await by_price([1.5, 2])) == {1.5: THING}
+
+
+async def test_times_have_the_zone_that_the_database_gives(database: Database) -> None:
+    here = NOON.replace(tzinfo=timezone.utc)
+    there = here.astimezone(timezone(timedelta(hours=2)))
+    keeps = database.engine.dialect.name == "postgresql"
+    for column, right, wrong, error in (
+        (Moment.local, [NOON], [here, there], "Moment.local takes a datetime without a time zone"),
+        (
+            Moment.hour,
+            [NOON.time()],
+            [here.timetz()],
+            "Moment.hour takes a time without a time zone",
+        ),
+        (
+            Moment.day,
+            [NOON.date()],
+            [NOON, here],
+            "Moment.day takes a key of type date, not this datetime",
+        ),
+        (
+            Moment.at,
+            [here, there],
+            [NOON],
+            "Moment.at takes a datetime with a time zone, not one without",
+        )
+        if keeps
+        else (
+            Moment.at,
+            [NOON],
+            [here, there],
+            "Moment.at takes a datetime without a time zone on sqlite, which keeps none",
+        ),
+    ):
+        fetch: Any = rows_by(column, session=database.sessions)
+        found = await fetch([*right, *wrong])
+        assert [found[key].id for key in right] == [1] * len(right)
+        assert {str(found[key]) for key in wrong} == {error}
+        several: Any = rows_grouped_by(Moment.id, column, session=database.sessions)
+        rows, *errors = await several([(1, right[0]), *((1, key) for key in wrong)])
+        assert [row.id for row in rows] == [1]
+        assert {str(problem) for problem in errors} == {error}
+
+
+async def test_where_only_rows_tell_the_zone_a_wrong_one_is_an_error(database: Database) -> None:
+    here = NOON.replace(tzinfo=timezone.utc)
+    keeps = database.engine.dialect.name == "postgresql"
+    right, wrong = (here, NOON) if keeps else (NOON, here)
+    fetch: Any = rows_by(Moment.old_at, session=database.sessions)
+    assert ids(await fetch([right])) == {right: 1}
+    kind = "with" if keeps else "without"
+    with pytest.raises(
+        TypeError, match=f"the database gives, which is datetime {kind} a time zone"
+    ):
+        await fetch([wrong])
+
+
+async def test_equal_numbers_and_uuids_are_found_in_any_form(database: Database) -> None:
+    fetch: Any = rows_by(Thing.price, session=database.sessions)
+    keys: list[Any] = [1.5, Decimal("1.50"), 3, float("nan")]
+    assert ids(await fetch(keys)) == {1.5: THING}
+    fetch = rows_by(Moment.number, session=database.sessions)
+    assert ids(await fetch([0.1, Decimal("0.1"), 1])) == {0.1: 1, Decimal("0.1"): 1}
+    fetch = rows_by(Moment.text_id, session=database.sessions)
+    keys = [THING, THING.hex, str(THING), "none"]
+    found = await fetch(keys)
+    error = found.pop("none")
+    assert str(error) == "Moment.text_id takes a key of type UUID, not this str"
+    assert ids(found) == dict.fromkeys(keys[:3], 1)
+
+
+async def test_a_word_that_an_enum_does_not_have_is_of_no_row(database: Database) -> None:
+    fetch: Any = rows_by(Moment.word, session=database.sessions)
+    assert ids(await fetch(["new", "old", "other"])) == {"new": 1}
 
 
 async def test_a_number_that_no_column_can_hold_is_of_no_row(database: Database) -> None:

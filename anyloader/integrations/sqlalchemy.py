@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from contextvars import ContextVar
+from datetime import date, datetime, time
 from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast, overload
@@ -19,8 +20,12 @@ from ._extras import missing
 try:
     from sqlalchemy import (
         BigInteger,
+        DateTime,
+        Enum,
         SmallInteger,
+        Time,
         TypeDecorator,
+        Uuid,
         and_,
         bindparam,
         func,
@@ -178,6 +183,14 @@ async def _settle(task: asyncio.Task[R], *, interrupt: bool) -> R:
 _MOST_KEYS = 1000
 
 
+#: Whether ``timezone=True`` has a meaning in a database. Elsewhere one sees it by the rows.
+_KEEP_ZONES = {"postgresql": True, "sqlite": False, "mysql": False, "mariadb": False}
+
+
+def _has_zone(value: Any) -> bool:
+    return value.tzinfo is not None
+
+
 class _Column:
     """A mapped column as a key, or as a part of one."""
 
@@ -185,29 +198,49 @@ class _Column:
         self.name = str(attribute)
         self.type = attribute.property.columns[0].type
         self._python_type: type = object
+        self._is_uuid_text = isinstance(self.type, Uuid) and not self.type.as_uuid
         if not self.type.hashable:
             raise TypeError(f"{self.name} cannot be a key: its values are not hashable")
         if not isinstance(self.type, TypeDecorator):  # which may take others than it says
             with suppress(NotImplementedError):
-                self._python_type = self.type.python_type
+                self._python_type = UUID if self._is_uuid_text else self.type.python_type
 
     def cast(self, key: object) -> Any:
         expected = self._python_type
-        if isinstance(key, expected):
-            return key
-        if expected in (float, Decimal) and isinstance(key, (int, float, Decimal)):
-            return key  # equal numbers are equal keys
+        if isinstance(key, expected) and not (expected is date and isinstance(key, datetime)):
+            return str(key) if self._is_uuid_text else key
         if expected in (int, UUID) and isinstance(key, str):
-            try:
-                return expected(key)
-            except ValueError:
-                pass
+            with suppress(ValueError):
+                return self.cast(expected(key))
+        if expected is Decimal and isinstance(key, (int, float)):
+            return Decimal(str(key))
+        if expected is float and isinstance(key, (int, Decimal)):
+            return key if isinstance(key, int) else float(key)  # equal numbers are equal keys
         raise TypeError(
             f"{self.name} takes a key of type {expected.__name__}, not this {type(key).__name__}"
         )
 
+    def check_zone(self, value: object, dialect: Dialect) -> None:
+        """
+        Refuse a time that is equal to none which the database gives: they have zones, or they have not.
+
+        Some drivers take it and then the row they find has another key, others fail the whole statement.
+        """
+        if not isinstance(self.type, (DateTime, Time)) or dialect.name not in _KEEP_ZONES:
+            return
+        has_zone = self.type.timezone and _KEEP_ZONES[dialect.name]
+        if has_zone != _has_zone(value):
+            where = f" on {dialect.name}, which keeps none" if self.type.timezone else ""
+            raise TypeError(
+                f"{self.name} takes a {type(value).__name__} with a time zone, not one without"
+                if has_zone
+                else f"{self.name} takes a {type(value).__name__} without a time zone{where}"
+            )
+
     def can_hold(self, value: object, dialect: Dialect) -> bool:
         """Tell whether a column can have a value; one that it cannot would fail a whole statement."""
+        if isinstance(self.type, Enum):
+            return self._python_type is not str or value in self.type.enums
         if self._python_type is str:
             text = cast(str, value)  # no driver takes lone surrogates
             no_nul = dialect.name != "postgresql" or "\0" not in text
@@ -296,7 +329,7 @@ class _Rows(Generic[K, E]):
         if statement is None:
             raise ValueError(f"{self.__name__} was made without order_by=, which first= needs")
         wanted = [self._parts(key) for key in keys]
-        found: dict[tuple[Any, ...], list[E]] = {
+        found: dict[tuple[Any, ...], list[E] | TypeError] = {
             parts: [] for parts in wanted if not isinstance(parts, TypeError)
         }
         if found:
@@ -308,35 +341,46 @@ class _Rows(Generic[K, E]):
         self,
         statement: Any,
         first: int | None,
-        found: dict[tuple[Any, ...], list[E]],
+        found: dict[tuple[Any, ...], list[E] | TypeError],
         session: Session,
     ) -> None:
         columns = self._columns
         dialect = session.get_bind(mapper=self._mapper).dialect
-        keys = [
-            parts if len(columns) > 1 else parts[0]
-            for parts in found
-            if all(column.can_hold(part, dialect) for column, part in zip(columns, parts))
-        ]
+        keys = []
+        for parts in found:
+            try:
+                for column, part in zip(columns, parts):
+                    column.check_zone(part, dialect)
+            except TypeError as exc:
+                found[parts] = exc
+                continue
+            if all(column.can_hold(part, dialect) for column, part in zip(columns, parts)):
+                keys.append(parts if len(columns) > 1 else parts[0])
         # Half of the parameters that a statement may have: the other half is for where=.
         most = min(dialect.insertmanyvalues_max_parameters // 2, _MOST_KEYS) // len(columns)
         others = {} if first is None else {"anyloader_first": first}
         for start in range(0, len(keys), most):
             parameters = {"anyloader_keys": keys[start : start + most], **others}
             # Unique, as a mapping may say that collections are joined to their parents.
-            for row, *parts in session.execute(statement, parameters).unique():
-                rows = found.get(tuple(parts))
-                if rows is not None:
+            for row, *given in session.execute(statement, parameters).unique():
+                rows = found.get(tuple(given))
+                if isinstance(rows, list):
                     rows.append(row)
-                elif _types(parts) not in map(_types, found):
+                elif _types(given) not in map(_types, found):
                     raise TypeError(
                         f"{self.__name__} was given keys of another type than the database gives, "
-                        f"which is {_types(parts)}"
+                        f"which is {_types(given)}"
                     )
 
 
 def _types(parts: Iterable[object]) -> str:
-    return ", ".join(type(part).__name__ for part in parts)
+    """What makes keys equal to none of the others, for people."""
+    return ", ".join(
+        f"{type(part).__name__} {'with' if _has_zone(part) else 'without'} a time zone"
+        if isinstance(part, (datetime, time))
+        else type(part).__name__
+        for part in parts
+    )
 
 
 def _as_tuple(given: Any) -> tuple[Any, ...]:

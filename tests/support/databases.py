@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from datetime import date, datetime, time, timezone
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Column,
+    DateTime,
     Engine,
     Enum,
     ForeignKey,
@@ -30,6 +32,7 @@ from sqlalchemy import (
     String,
     Table,
     TypeDecorator,
+    Uuid,
     create_engine,
     event,
 )
@@ -157,6 +160,13 @@ class OldUUID(TypeDecorator[uuid.UUID]):
         return uuid.UUID(value)
 
 
+class AnyTime(TypeDecorator[Any]):
+    """Whose keys cannot be known, as with any ``TypeDecorator``."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+
 class Thing(Base):
     __tablename__ = "thing"
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
@@ -168,7 +178,21 @@ class Thing(Base):
     document: Mapped[Any] = mapped_column(JSON)
 
 
+class Moment(Base):
+    __tablename__ = "moment"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    local: Mapped[datetime] = mapped_column(DateTime)
+    at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    old_at: Mapped[datetime] = mapped_column(AnyTime)
+    day: Mapped[date]
+    hour: Mapped[time]
+    number: Mapped[float]
+    text_id: Mapped[str] = mapped_column(Uuid(as_uuid=False))
+    word: Mapped[str] = mapped_column(Enum("new", "old", name="word_of_moment"))
+
+
 THING = uuid.UUID(int=1)
+NOON = datetime(2024, 5, 1, 12, 0, 0, 123456)
 
 #: author: the titles of his books
 TITLES = {1: ["a", "b", "c"], 2: ["d"], 3: []}
@@ -208,6 +232,19 @@ def fill(engine: Engine) -> None:
         session.flush()
         session.add_all([Copy(id=n, isbn="i1", language="de") for n in (1, 2, 3)])
         session.add_all([Person(id=1), Engineer(id=2, team="x"), Engineer(id=3, team="x")])
+        session.add(
+            Moment(
+                id=1,
+                local=NOON,
+                at=NOON.replace(tzinfo=timezone.utc),
+                old_at=NOON.replace(tzinfo=timezone.utc),
+                day=NOON.date(),
+                hour=NOON.time(),
+                number=0.1,
+                text_id=str(THING),
+                word="new",
+            )
+        )
         session.add(
             Thing(
                 id=THING,
