@@ -54,7 +54,11 @@ IDEAS = {
     "how-to/sqlalchemy": ["psycopg"],
     "how-to/synchronous": ["without asyncio", "sync code"],
     "how-to/testing": ["ipython"],
-    "how-to/threads": ["different event loop", "thread pool"],
+    "how-to/threads": [
+        "different event loop",
+        "got future attached to a different loop",
+        "thread pool",
+    ],
     "how-to/troubleshooting": [
         "is not async",
         "module-level loader",
@@ -75,6 +79,7 @@ IDEAS = {
         "dataloader context",
         "per request",
         "middleware",
+        "celery worker",
         "async_to_sync deadlock",
     ],
     "reference/scopes": ["method batch_loader", "batch_loader on a method"],
