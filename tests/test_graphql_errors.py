@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Generator
 from typing import Any
 
 import anyio
@@ -180,6 +180,55 @@ async def test_what_is_gathered_is_not_left_behind_either() -> None:
     result = await execute("{a{x boom}}", {"a": {"x": gathers, "boom": fail_at_once}})
     assert outcome(result) == ({"a": None}, [("boom", ["a", "boom"])])
     await wait_all_tasks_blocked()
+
+
+class Wrapped:
+    """An awaitable that is no coroutine, and holds one."""
+
+    def __init__(self, steps: Any) -> None:
+        self.steps = steps
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return (yield from self.steps.__await__())
+
+
+class Slotted:
+    __slots__ = ("__weakref__", "steps")
+
+    def __init__(self, steps: Any) -> None:
+        self.steps = steps
+
+    def __await__(self) -> Any:
+        return self.steps.__await__()
+
+
+@only_3_3
+@pytest.mark.parametrize("wrap", [Wrapped, Slotted])
+@pytest.mark.parametrize("boom", [fail, fail_at_once])
+async def test_what_a_resolver_has_wrapped_is_not_left_behind(wrap: Any, boom: Any) -> None:
+    def wrapped(info: Any) -> Any:
+        return wrap(number(info))
+
+    def items(_info: object) -> Any:
+        return [wrap(ready({"x": wrapped})) for _ in range(2)]
+
+    root = {"a": {"x": wrapped, "items": items, "boom": boom}}
+    result = await execute("{a{x items{x} boom}}", root)
+    assert outcome(result) == ({"a": None}, [("boom", ["a", "boom"])])
+    await wait_all_tasks_blocked()
+
+
+async def ready(value: Any) -> Any:
+    return value
+
+
+@only_3_3
+@pytest.mark.only_on("trio")  # asyncio runs it in the background
+async def test_what_a_resolver_has_wrapped_may_be_awaited_by_others() -> None:
+    wrapped = Wrapped(number(None))
+    result = await execute("{a{x boom}}", {"a": {"x": lambda _: wrapped, "boom": fail_at_once}})
+    assert outcome(result) == ({"a": None}, [("boom", ["a", "boom"])])
+    assert await wrapped == 1
 
 
 @only_3_3

@@ -304,3 +304,16 @@ async def test_what_was_started_is_not_discarded() -> None:
     started.send(None)
     units.discard([started])
     started.close()
+
+
+async def test_what_takes_no_weak_references_is_left_alone() -> None:
+    class Slotted:
+        __slots__ = ("steps",)
+
+        def __await__(self) -> Any:
+            return self.steps.__await__()
+
+    slotted = Slotted()
+    slotted.steps = number(None)
+    units.discard(slotted)
+    assert await slotted == 1

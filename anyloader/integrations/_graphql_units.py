@@ -35,6 +35,7 @@ every step, by :func:`_drive`, from the first use of ``all_waiting`` in the proc
 
 from __future__ import annotations
 
+import gc
 import math
 import sys
 from collections.abc import Awaitable, Coroutine, Generator, Iterable, Sequence
@@ -43,7 +44,7 @@ from functools import partial
 from inspect import CORO_CREATED, getcoroutinelocals, getcoroutinestate
 from types import CoroutineType, GeneratorType, coroutine
 from typing import TYPE_CHECKING, Any, TypeAlias
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -458,7 +459,10 @@ def _drive(unit: _Unit) -> Generator[Any, Any, None]:
 
 def discard(value: object) -> None:
     """Close a coroutine that was never started, and those that it would have awaited."""
-    if not isinstance(value, CoroutineType) or getcoroutinestate(value) != CORO_CREATED:
+    if not isinstance(value, CoroutineType):
+        _discard_held(value)
+        return
+    if getcoroutinestate(value) != CORO_CREATED:
         return
     frame: Any = value.cr_frame
     package = frame.f_globals.get("__name__", "").partition(".")[0]
@@ -470,6 +474,32 @@ def discard(value: object) -> None:
                 discard(item)
     value.close()
 
+
+def _discard_held(awaitable: object) -> None:
+    """
+    Close the coroutines that some awaitable object holds, when it goes.
+
+    Not before that: unlike a coroutine, it may be awaited by others as well.
+    """
+    if not hasattr(type(awaitable), "__await__") or type(awaitable) in _OURS:
+        return
+    held: list[Any] = []
+    for item in gc.get_referents(awaitable):
+        held += item.values() if type(item) is dict else (item,)
+    coroutines = [item for item in held if isinstance(item, CoroutineType)]
+    if coroutines:
+        try:
+            finalize(awaitable, _discard_all, coroutines).atexit = False
+        except TypeError:
+            pass  # it takes no weak references
+
+
+def _discard_all(values: Iterable[object]) -> None:
+    for value in values:
+        discard(value)
+
+
+_OURS = (LoadHandle, LoadManyHandle)
 
 #: Packages with functions that collect what they are going to await.
 _COLLECTING = ("graphql", __name__.partition(".")[0])
