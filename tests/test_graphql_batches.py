@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -11,10 +12,10 @@ from anyio.lowlevel import checkpoint
 
 graphql = pytest.importorskip("graphql")
 
-from anyloader import DataLoader  # noqa: E402
+from anyloader import DataLoader, LoaderScope, batch_loader, current_scope  # noqa: E402
 from anyloader.integrations.graphql import AnyioExecutor, all_waiting  # noqa: E402
 from anyloader.schedules import Schedule, quiescent  # noqa: E402
-from support import run_seeds  # noqa: E402
+from support import run_seeds, run_shuffled  # noqa: E402
 
 EXECUTOR = "executor_class" if hasattr(graphql, "Executor") else "execution_context_class"
 
@@ -185,6 +186,66 @@ def test_each_level_is_one_batch_without_our_executor_too(shuffled_backend: str,
 
     for style in ("handles", "coroutines", "late"):
         assert run_seeds(shuffled_backend, range(20), stock_batches, style) == expected, style
+
+
+def test_nested_resolvers_have_no_quiet_round_between_them(shuffled_backend: str) -> None:
+    """On trio each of them begins a round later; what is nested deepest still shares the batch."""
+
+    async def found() -> list[list[int]]:
+        calls: list[list[int]] = []
+
+        async def fetch(keys: list[int]) -> list[str]:
+            calls.append(sorted(keys))
+            return [str(key) for key in keys]
+
+        async def name(_info: object) -> str:
+            return await current_scope().get(fetch).load(2)
+
+        async def nested(depth: int) -> Any:
+            return [nested(depth - 1)] if depth else {"name": name}
+
+        async with LoaderScope() as scope:
+            root = {
+                "deep": lambda _info: nested(3),
+                "one": {"name": lambda _info: scope.get(fetch).load(1)},
+            }
+            query = graphql.parse("{one {name} deep {name}}")
+            result: Any = graphql.execute(SCHEMA, query, root, **{EXECUTOR: AnyioExecutor})
+            assert (await result).errors is None
+        return calls
+
+    assert run_seeds(shuffled_backend, range(20), found) == [[1, 2]]
+
+
+@pytest.mark.parametrize("rounds", range(8))
+def test_rounds_of_a_resolvers_own_are_quiet(shuffled_backend: str, rounds: int) -> None:
+    """After one it shares the batch, after five not; between these the scheduler decides."""
+
+    async def found(*, waits: bool) -> int:
+        calls: list[list[int]] = []
+
+        @batch_loader(schedule=all_waiting() if waits else quiescent())
+        async def fetch(keys: list[int]) -> list[str]:
+            calls.append(keys)
+            return [str(key) for key in keys]
+
+        async with LoaderScope():
+            await operation(
+                lambda _info: name_of(fetch, rounds=rounds, key=1),
+                lambda _info: fetch.load(2),
+            )
+        return len(calls)
+
+    for waits in (False, True):
+        numbers = {
+            run_shuffled(shuffled_backend, seed, partial(found, waits=waits)) for seed in range(20)
+        }
+        if rounds < 2 or waits:
+            assert numbers == {1}
+        elif rounds >= 5:
+            assert numbers == {2}
+        else:
+            assert numbers <= {1, 2}
 
 
 # --- The schedule that waits for all resolvers ---
@@ -392,7 +453,7 @@ def test_the_schedule_says_what_it_is() -> None:
     assert repr(all_waiting(max_wait=1)) == "all_waiting(max_wait=1)"
 
 
-async def name_of(loader: DataLoader[int, str], *, rounds: int, key: int) -> str:
+async def name_of(loader: Any, *, rounds: int, key: int) -> str:
     for _ in range(rounds):
         await checkpoint()
     return await loader.load(key)

@@ -52,6 +52,7 @@ from graphql import GraphQLError
 
 from .._backend import TrioBackend, running_backend
 from .._batch import LoadHandle, LoadManyHandle, Parked, batches_of, is_pending, park
+from .._dispatcher import ambient
 from ..schedules import DEFAULT_MAX_ROUNDS, duration
 
 if TYPE_CHECKING:
@@ -700,6 +701,8 @@ class _AsyncioScheduler(_Scheduler):
             )
         else:
             task = unit.context.run(self._loop.create_task, steps)
+            if not unit.begun:
+                _announce(unit)
         if unit.stops is not None:
             unit.stops = task
 
@@ -728,6 +731,18 @@ class _AsyncioScheduler(_Scheduler):
 
 #: Stands for a task that is being made.
 _STARTS = object()
+
+
+def _announce(unit: _Unit) -> None:
+    """
+    Tell the scope around that a task was started which makes its first step in the next round.
+
+    It is no quiet round: the resolver is about to load, or to lead to others that are. With eager tasks
+    these make all their first steps at once, however deep they are nested.
+    """
+    scope = unit.context.get(ambient)
+    if scope is not None:
+        scope.news += 1
 
 
 class _TrioScheduler(_Scheduler):
@@ -776,6 +791,7 @@ class _TrioScheduler(_Scheduler):
         unit.stops = self._trio.CancelScope()
         unit.begun = True
         unit.context.run(self._start, unit)
+        _announce(unit)
 
     def _start(self, unit: _Unit) -> None:
         self._nursery.start_soon(self._run, unit, name="a GraphQL resolver")
