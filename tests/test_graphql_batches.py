@@ -202,7 +202,7 @@ def test_nested_resolvers_have_no_quiet_round_between_them(shuffled_backend: str
             return await current_scope().get(fetch).load(2)
 
         async def nested(depth: int) -> Any:
-            return [nested(depth - 1)] if depth else {"name": name}
+            return [nested(depth - 1), nested(depth - 1)] if depth else {"name": name}
 
         async with LoaderScope() as scope:
             root = {
