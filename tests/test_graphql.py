@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
@@ -63,12 +64,13 @@ async def test_fields_and_lists_are_awaited(query: str, expected: object) -> Non
     assert await execute(query, {**root, "number": number}) == (expected, None)
 
 
-async def test_awaitable_items_of_a_list_are_awaited() -> None:
+@pytest.mark.parametrize("made", [list, tuple, deque, iter])
+async def test_awaitable_items_of_a_list_are_awaited(made: Callable[[Any], Any]) -> None:
     async def item(x: int) -> dict[str, int]:
         await checkpoint()
         return {"x": x}
 
-    root = {"items": lambda _info: [item(1), {"x": 2}, item(3)]}
+    root = {"items": lambda _info: made([item(1), {"x": 2}, item(3)])}
     assert await execute("{items{x}}", root) == ({"items": [{"x": x} for x in (1, 2, 3)]}, None)
 
 

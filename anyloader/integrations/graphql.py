@@ -216,8 +216,12 @@ class AnyioExecutor(_Stock):
             *rest, items = args
             if isinstance(items, AsyncIterable):
                 return resolved(_await_twice(_complete_list_value(self, *args)))
-            if isinstance(items, (list, tuple)) and any(map(self.is_awaitable, items)):
-                items = [resolved(item) if self.is_awaitable(item) else item for item in items]
+            if (
+                any(map(self.is_awaitable, items))
+                if isinstance(items, (list, tuple))
+                else graphql.pyutils.is_iterable(items)
+            ):
+                items = (resolved(item) if self.is_awaitable(item) else item for item in items)
             return _complete_list_value(self, *rest, items)
 
         def complete_abstract_value(self, *args: Any) -> Any:
