@@ -357,18 +357,29 @@ async def apart(awaitable: Awaitable[Any]) -> Any:
     return group.outcome()[0]
 
 
-def awaited(awaitable: Awaitable[Any]) -> Awaitable[Any]:
-    """Return what to await at once, and in this place, for what a resolver has returned."""
-    unit = _current_unit()
-    if unit is None:
+def awaited(awaitable: Awaitable[Any], executor: Any = None) -> Awaitable[Any]:
+    """
+    Return what to await at once, and in this place, for what a resolver has returned.
+
+    :param executor: learns by its ``_is_deep`` that so much is nested that it has to look at each value
+    """
+    # As _current_unit(), which would take as long as all the rest.
+    scheduler = _scheduler.get()
+    if scheduler is None or scheduler.current_task() is not scheduler.runner:
+        return awaitable
+    unit = scheduler.unit
+    if unit is None or unit.is_native:
         return awaitable
     unit.depth += 1
-    if type(awaitable) is LoadHandle or type(awaitable) is LoadManyHandle:
-        if not is_pending(awaitable):
-            return awaitable
-        unit.park(awaitable)
-        return _settled(awaitable)
-    return _natively(unit, awaitable)
+    if unit.depth >= _DEEP and executor is not None:
+        executor._is_deep = True
+    kind = type(awaitable)
+    if kind is not LoadHandle and kind is not LoadManyHandle:
+        return _natively(unit, scheduler, awaitable)
+    if not is_pending(awaitable):
+        return awaitable
+    unit.park(awaitable)
+    return _settled(awaitable)
 
 
 async def resolved(awaitable: Awaitable[Any]) -> Any:
@@ -383,9 +394,8 @@ def _settled(load: _Load) -> Generator[Any, Any, Any]:
 
 
 @coroutine
-def _natively(unit: _Unit, awaitable: Any) -> Generator[Any, Any, Any]:
+def _natively(unit: _Unit, scheduler: _Scheduler, awaitable: Any) -> Generator[Any, Any, Any]:
     """Await what a resolver wrote, in a task of the unit's."""
-    scheduler = unit.group.scheduler
     if unit.stops is None:
         if not scheduler.has_loop:
             discard(awaitable)
@@ -413,9 +423,7 @@ def _natively(unit: _Unit, awaitable: Any) -> Generator[Any, Any, Any]:
 @coroutine
 def _drive(unit: _Unit) -> Generator[Any, Any, None]:
     """Make the steps of a unit that has a task, in that task, until it ends or parks."""
-    group = unit.group
-    scheduler = group.scheduler
-    operation = scheduler.operation
+    scheduler = unit.group.scheduler
     task = scheduler.current_task()
     steps: Any = unit.coroutine
     step, argument = steps.send, None
@@ -428,12 +436,12 @@ def _drive(unit: _Unit) -> Generator[Any, Any, None]:
             yielded = step(argument)
         except StopIteration as stop:
             unit.coroutine = None
-            group.ended(unit.index, stop.value)
-            yielded = _PARKED
+            unit.group.ended(unit.index, stop.value)
+            return
         except Exception as exc:
             unit.coroutine = None
-            group.failed(unit.index, exc)
-            yielded = _PARKED
+            unit.group.failed(unit.index, exc)
+            return
         finally:
             scheduler.stepping = nested
         if yielded is _PARKED:
@@ -442,6 +450,7 @@ def _drive(unit: _Unit) -> Generator[Any, Any, None]:
             scheduler.add()
         batches = None
         if _AllWaiting.in_use:
+            operation = scheduler.operation
             batches = _awaited_batches(operation, steps)
             if batches is not None:
                 operation.one_less()
@@ -454,8 +463,8 @@ def _drive(unit: _Unit) -> Generator[Any, Any, None]:
             argument = exc
             step = steps.throw
         if batches is not None:
-            operation.others += 1
-            operation.forget(batches)
+            scheduler.operation.others += 1
+            scheduler.operation.forget(batches)
 
 
 def discard(value: object) -> None:
@@ -652,19 +661,23 @@ class _Scheduler:
         if unit.cancelled or interrupt is not None:
             unit.cancelled = False
             unit.cancel()  # what it has parked for since, or itself
-        if interrupt is None and self.sleeping and not self.stepping:
-            # A round earlier than its own task would, and so no later than with a task for each.
-            self.stepping = True
-            try:
-                self._step_all()
-            except BaseException as exc:
-                interrupt = exc
-            finally:
-                self.stepping = False
-        if interrupt is not None:
+        if self.sleeping:
+            if self.ready and interrupt is None and not self.stepping:
+                # A round earlier than its own task would, and so no later than with a task for each.
+                self.stepping = True
+                try:
+                    self._step_all()
+                except BaseException as exc:
+                    interrupt = exc
+                finally:
+                    self.stepping = False
+            if interrupt is not None:
+                self.interrupt = interrupt
+            # Not if one of these steps has woken it.
+            if self.sleeping and (self.failed or self.interrupt is not None or not self.root.left):
+                self.wake()
+        elif interrupt is not None:
             self.interrupt = interrupt
-        if self.sleeping and (self.failed or self.interrupt is not None or not self.root.left):
-            self.wake()
         self.operation.one_less()
 
 

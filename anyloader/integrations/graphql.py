@@ -261,6 +261,8 @@ class AnyioExecutor(_Stock):
     if TYPE_CHECKING or _IS_3_3:  # pragma: no branch
         #: How many hits are being completed one inside of the other.
         _nested = 0
+        #: Whether some unit has ever been deep: most operations need not ask each time.
+        _is_deep = False
 
         def build_per_event_executor(self, payload: Any) -> Any:
             """As graphql-core's, whose copies share what they collect: it grows with each event."""
@@ -283,7 +285,6 @@ class AnyioExecutor(_Stock):
             result: Any,
             position_context: Any,
         ) -> Any:
-            rest = (return_type, field_details_list, info, path)
             if (
                 type(result) is not LoadHandle
                 or result.status is not LoadHandle.Status.FINISHED
@@ -291,12 +292,22 @@ class AnyioExecutor(_Stock):
                 or self._nested >= _MOST_NESTED
                 or not isinstance(path.key, str)  # an item of @stream, which is awaited
             ):
-                completing = super().complete_awaitable_value(*rest, result, position_context)
-                return apart(completing) if self._nested or is_deep() else completing
+                completing = super().complete_awaitable_value(
+                    return_type, field_details_list, info, path, result, position_context
+                )
+                deep = self._nested or (self._is_deep and is_deep())
+                return apart(completing) if deep else completing
             # A hit of a field. There is nothing to wait for, so no unit is needed that would wait.
             self._nested += 1
             try:
-                completed = self.complete_value(*rest, result.return_value, position_context)
+                completed = self.complete_value(
+                    return_type,
+                    field_details_list,
+                    info,
+                    path,
+                    result.return_value,
+                    position_context,
+                )
             except Exception as exc:
                 self.handle_field_error(exc, return_type, field_details_list, path)
                 return None
@@ -316,6 +327,7 @@ class AnyioExecutor(_Stock):
                 return None
 
         def complete_async_iterator_value(self, *args: Any, **kwargs: Any) -> Any:
+            self._is_deep = True
             return resolved(_complete_async_iterator_value(self, *args, **kwargs))
 
         def gather_async_work(self, values: Any) -> Any:
@@ -323,11 +335,11 @@ class AnyioExecutor(_Stock):
 
         def with_abort_signal(self, awaitable: Awaitable[Any]) -> Any:
             if self.abort_signal is None:
-                return awaited(awaitable)
+                return awaited(awaitable, self)
             if is_under_trio():  # while subscribing; queries are refused as a whole
                 discard(awaitable)
                 raise _unsupported("abort_signal")
-            return awaited(super().with_abort_signal(awaitable))
+            return awaited(super().with_abort_signal(awaitable), self)
 
         def with_aborted_execution_error(self, awaitable: Awaitable[Any]) -> Any:
             return super().with_aborted_execution_error(operate(awaitable))
