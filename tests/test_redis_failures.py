@@ -8,6 +8,7 @@ import importlib
 import pickle
 import re
 import weakref
+from functools import partial
 from typing import Any
 
 import anyio
@@ -279,6 +280,28 @@ def coredis_errors() -> type[Exception]:
     from coredis.exceptions import RedisError
 
     return RedisError
+
+
+@pytest.mark.parametrize("operation", ["get_many", "set_many", "delete_many"])
+async def test_who_gives_up_does_not_wait_for_the_rest_of_many_keys(
+    redis_server: RedisServer, operation: str
+) -> None:
+    async with in_redis(redis_server) as cache:
+        calls = 0
+
+        async def call_and_give_up(command: Any, argument: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            scope.cancel()
+            return await command(argument)
+
+        for name in "_get", "_set", "_delete":
+            setattr(cache, name, partial(call_and_give_up, getattr(cache, name)))
+        with anyio.CancelScope() as scope:
+            items = {key: key for key in range(1000)}
+            await getattr(cache, operation)(items if operation == "set_many" else list(items))
+        assert scope.cancelled_caught
+        assert calls == 1
 
 
 async def test_who_gives_up_while_it_is_paused_waits_no_longer(redis_server: RedisServer) -> None:

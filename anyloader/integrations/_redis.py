@@ -431,6 +431,8 @@ class BaseRedisValueCache(ABC, Generic[K, V]):
             with anyio.fail_after(self._timeout):
                 return await call(argument)
 
+        # Within the call nothing is cancelled, but who has many keys need not wait for the others.
+        await anyio.lowlevel.checkpoint_if_cancelled()
         door = self._reads if operation == "get_many" else self._writes
         probing = door.enter()
         try:
