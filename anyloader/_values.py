@@ -12,9 +12,12 @@ store it.
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from itertools import count
+from types import MethodType
 from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary, ref
 
@@ -77,7 +80,7 @@ def _use_of(cache: Any, name: str, function: object) -> _Use:
         use = _uses.setdefault(cache, _Use(owner))
     except TypeError:  # cannot be referred to weakly, or has no hash: nothing can be said
         return _Use(owner)
-    if use.owner is not owner:
+    if use.owner != owner:
         raise TypeError(
             f"the value_cache of {name} serves another batch function already, and would mix up "
             "their values; make one for each function, each with a prefix of its own"
@@ -86,14 +89,26 @@ def _use_of(cache: Any, name: str, function: object) -> _Use:
 
 
 def _code_of(function: Any) -> object:
-    """Return what two loaders of the same function have in common: its code, or its class."""
+    """
+    Return what two loaders of the same function have in common: its code, or its class.
+
+    Of a method it is both: what it reads from a table that subclasses name is not the same in these.
+    """
     if isinstance(function, type):
         return function
-    while isinstance(function, partial):
-        function = function.func
-    function = getattr(function, "__wrapped__", function)
-    function = getattr(function, "__func__", function)
-    return getattr(function, "__code__", None) or type(function)
+    owner = None
+    while True:
+        if isinstance(function, partial):
+            function = function.func
+        elif isinstance(function, MethodType):
+            bound = function.__self__
+            owner = bound if isinstance(bound, type) else type(bound)
+            function = function.__func__
+        elif hasattr(function, "__wrapped__"):
+            function = function.__wrapped__
+        else:
+            break
+    return owner, getattr(function, "__code__", None) or type(function)
 
 
 class SecondLevel:
@@ -113,14 +128,14 @@ class SecondLevel:
         self._clock = count(1).__next__
         #: Keys to be deleted, with when they were cleared.
         self._doomed: dict[Any, int] = {}
-        #: When keys were cleared, while there are batches that have begun before.
-        self._cleared: dict[Any, int] = {}
+        #: When keys were cleared, the last one last, while there are batches that have begun before.
+        self._cleared: OrderedDict[Any, int] = OrderedDict()
         #: Batches that have begun and may still store, with the time of their beginning.
         self._at_work: dict[Batch, int] = {}
         #: The cache keys of these, from when they ask on.
         self._asked: dict[Batch, list[Any]] = {}
-        #: Of these, those that are storing now, with their values by cache key.
-        self._storing: dict[Batch, dict[Any, Any]] = {}
+        #: What is being stored now: when the batches began that store this cache key.
+        self._storing: dict[Any, list[int]] = {}
 
         #: Where what was cleared is deleted, at the latest on the way out.
         self._scope: Any = None
@@ -145,7 +160,9 @@ class SecondLevel:
         now = self._clock()
         self._doomed.update(dict.fromkeys(cache_keys, now))
         if self._at_work:
-            self._cleared.update(dict.fromkeys(cache_keys, now))
+            for key in cache_keys:
+                self._cleared[key] = now
+                self._cleared.move_to_end(key)
         self._delete_soon()
 
     def on_their_way(self) -> list[Any]:
@@ -166,8 +183,10 @@ class SecondLevel:
         finally:
             del self._at_work[batch]
             self._asked.pop(batch, None)
-            if not self._at_work:
-                self._cleared.clear()
+            # There may be a batch at any time, of a loader that all requests share.
+            oldest = next(iter(self._at_work.values()), math.inf)
+            while self._cleared and next(iter(self._cleared.values())) < oldest:
+                self._cleared.popitem(last=False)
 
     def _was_cleared(self, cache_key: Any, since: int) -> bool:
         return self._cleared.get(cache_key, 0) > since
@@ -179,7 +198,7 @@ class SecondLevel:
         if batch.is_done:
             return []
         self._asked[batch] = keys = list(dict.fromkeys(key for key, _ in entries))
-        asked = [key for key in keys if key not in self._doomed]
+        asked = [key for key in keys if not self._is_unsafe(key)]
         try:
             found = await self._find(batch, asked) if asked else {}
         except BaseException:
@@ -204,7 +223,7 @@ class SecondLevel:
         return {} if found is _FAILED else found
 
     async def _get(self, asked: list[Any]) -> dict[Any, Any]:
-        found = await self._cache.get_many(asked)
+        found = await self._cache.get_many(list(asked))  # of its own: it may change it
         if not isinstance(found, Mapping):
             raise TypeError(f"get_many() must return a mapping, not {article(found)}")
         # Looked at here, as it may read its values only then.
@@ -246,18 +265,30 @@ class SecondLevel:
         }
         if not items:
             return
-        self._storing[batch] = items
+        keys = list(items)  # the cache may change what it is given
+        for key in keys:
+            self._storing.setdefault(key, []).append(began)
         try:
             await self._try(batch.number, "set_many", self._cache.set_many, items)
         finally:
-            del self._storing[batch]
-            # Cleared meanwhile. A deletion that is under way may have come before these values did.
-            late = [key for key in items if key in self._doomed]
+            for key in keys:
+                others = self._storing[key]
+                others.remove(began)
+                if not others:
+                    del self._storing[key]
+            # Cleared meanwhile. A deletion may have come before these values did.
+            late = [key for key in keys if self._was_cleared(key, began)]
             if late:
                 self._doomed.update(dict.fromkeys(late, self._clock()))
                 self._delete_soon()
         if late:
             await self.delete(batch.number)
+
+    def _is_unsafe(self, key: Any) -> bool:
+        """Whether an old value of this key may be there, or may be put there at any moment."""
+        return key in self._doomed or any(
+            self._was_cleared(key, began) for began in self._storing.get(key, ())
+        )
 
     async def delete(self, batch: int = 0) -> None:
         """Delete what was cleared, and try again later where that fails."""
@@ -268,14 +299,8 @@ class SecondLevel:
         done = await self._try(batch, "delete_many", self._cache.delete_many, list(doomed))
         if done is not _FAILED:
             for key, when in doomed.items():
-                # Not if it was cleared again, or its old value may be put there at any moment.
-                if self._doomed.get(key) == when and not self._is_being_stored(key, when):
+                if self._doomed.get(key) == when:  # or it was cleared again
                     del self._doomed[key]
-
-    def _is_being_stored(self, key: Any, before: int) -> bool:
-        return any(
-            key in items and self._at_work[batch] < before for batch, items in self._storing.items()
-        )
 
     async def _try(
         self, batch: int, operation: str, call: Callable[[Any], Awaitable[Any]], argument: object

@@ -210,6 +210,24 @@ async def keys_cleared_while_batches_are_out(n: int) -> None:
         loader.clear_all()
 
 
+@shape(40)
+async def keys_cleared_while_they_are_stored(n: int) -> None:
+    """Each batch stores one of them, and others come meanwhile."""
+
+    class Slow(Values):
+        async def set_many(self, items: Mapping[int, int]) -> None:
+            await gate.wait()
+
+    gate = anyio.Event()
+    options: Any = {"batch": False, "value_cache": Slow()}
+    async with DataLoader(fetch, **options) as loader:
+        await loader.load_many(range(n))
+        loader.clear_many(range(n))
+        for key in range(n, 2 * n):
+            await loader.load(key)
+        gate.set()
+
+
 @shape(50)
 async def waiters_that_give_up(n: int) -> None:
     limiter = anyio.CapacityLimiter(1)

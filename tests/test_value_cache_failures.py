@@ -7,7 +7,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import anyio
@@ -16,7 +16,9 @@ import pytest
 from anyloader import (
     DataLoader,
     LoadCancelledError,
+    in_thread,
     limit,
+    split_on_error,
 )
 from anyloader.hooks import (
     Event,
@@ -258,6 +260,63 @@ def test_a_cache_of_one_function_is_refused_to_another_one() -> None:
     partials = Store({})
     DataLoader(partial(bound, by=1), value_cache=partials)
     DataLoader(partial(bound, by=2), value_cache=partials)
+
+
+def decorated(function: Any) -> Any:
+    @wraps(function)
+    async def call(keys: Any) -> Any:
+        raise NotImplementedError
+
+    return call
+
+
+class Table:
+    async def rows(self, keys: Any) -> Any:
+        raise NotImplementedError
+
+    @classmethod
+    async def all_rows(cls, keys: Any) -> Any:
+        raise NotImplementedError
+
+
+class Users(Table):
+    pass
+
+
+class Books(Table):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (decorated(decorated(other)), decorated(decorated(bound))),
+        (
+            split_on_error(in_thread(other), on=ValueError),
+            split_on_error(in_thread(bound), on=ValueError),
+        ),
+        (decorated(partial(other)), decorated(partial(bound))),
+        (Users().rows, Books().rows),
+        (partial(decorated(Users().rows)), decorated(partial(Books().rows))),
+        (Users.all_rows, Books.all_rows),
+    ],
+    ids=["decorators", "wrappers", "partials", "methods", "wrapped methods", "class methods"],
+)
+def test_a_cache_is_refused_to_another_function_whatever_stands_around_it(
+    one: Any, two: Any
+) -> None:
+    store = Store({})
+    for _ in range(2):
+        DataLoader(one, value_cache=store)
+    with pytest.raises(TypeError, match="serves another batch function already"):
+        DataLoader(two, value_cache=store)
+
+
+def test_objects_of_one_class_share_the_cache_of_their_method() -> None:
+    store = Store({})
+    for _ in range(2):
+        DataLoader(Users().rows, value_cache=store)
+        DataLoader(decorated(Users().rows), value_cache=store)
 
 
 def test_of_a_cache_that_cannot_be_referred_to_weakly_nothing_is_known() -> None:

@@ -67,6 +67,39 @@ async def test_no_load_gets_what_was_stored_as_it_was_deleted(cache: Any) -> Non
         assert await loader.load(1) == "new"
 
 
+async def test_what_a_cache_does_with_its_arguments_changes_nothing() -> None:
+    class Consumes(Store):
+        async def get_many(self, keys: Any) -> dict[int, str]:
+            found: dict[int, str] = {}
+            while keys:
+                key = keys.pop()
+                found.update(await super().get_many([key]))
+            return found
+
+        async def set_many(self, items: Any) -> None:
+            taken: dict[int, str] = {}
+            while items:
+                key, value = items.popitem()
+                taken[key] = value
+            await super().set_many(taken)
+
+        async def delete_many(self, keys: Any) -> None:
+            await super().delete_many(list(keys))
+            keys.clear()
+
+    rows, store = {1: "old", 2: "two"}, Consumes()
+    store.values[3] = "three"
+
+    async def fetch(keys: list[int]) -> list[str]:
+        return [rows[key] for key in keys]
+
+    async with DataLoader(fetch, value_cache=store) as loader:
+        assert await loader.load(3) == "three"
+        await cross(loader, store, rows)
+        assert await loader.load(1) == "new"
+    assert store.values == {1: "new", 2: "two", 3: "three"}
+
+
 @pytest.mark.parametrize("cache", [True, False, "pending"])
 @pytest.mark.parametrize("when", ["open", "asking", "running", "storing"])
 async def test_clearing_all_reaches_what_is_on_its_way(cache: Any, when: str) -> None:
@@ -268,3 +301,35 @@ async def test_leaving_waits_no_longer_than_a_second_for_what_is_being_stored() 
     with anyio.fail_after(5):
         async with DataLoader(fetch, value_cache=Hangs()) as loader:
             assert await loader.load(1) == "1"
+
+
+async def test_what_was_cleared_is_remembered_no_longer_than_an_older_batch_is_at_work() -> None:
+    """Of a loader that all requests share there may be some at any time."""
+    gates: dict[int, anyio.Event] = {}
+
+    async def fetch(keys: list[int]) -> list[int]:
+        (key,) = keys
+        await gates[key].wait()
+        return keys
+
+    class Nothing(Store):
+        async def set_many(self, items: Any) -> None:
+            pass
+
+        async def delete_many(self, keys: Any) -> None:
+            pass
+
+    async with DataLoader(fetch, value_cache=Nothing(), cache="pending") as loader:
+        for key in range(50):
+            gates[key] = anyio.Event()
+            loader.load(key)
+            await wait_all_tasks_blocked()
+            loader.clear_many([key, -key])
+            if key:
+                gates[key - 1].set()
+            await wait_all_tasks_blocked()
+            second: Any = loader.__anyloader__.second_level
+            assert len(second._cleared) <= 4
+        gates[49].set()
+        await wait_all_tasks_blocked()
+        assert not second._cleared
