@@ -473,10 +473,13 @@ class Dispatcher(Workers):
         self.to_delete.clear()
 
     def delete_soon(self, level: Any) -> None:
-        """Where no way out will do it, a task deletes what was cleared."""
+        """Where no way out will do it, or not for long, a task deletes what was cleared."""
         if self.entered:
             self.to_delete[level] = None
-        elif self.token is not None and not has_ended(self._group):
+            if not self.is_shared:
+                return
+        if self.token is not None and self._group is not None and not has_ended(self._group):
+            self._has_started = True
             try:
                 # A foreign group that is cancelled right after ``clear`` is a way out, too.
                 self.context.run(self._start_task, _delete, level, name="anyloader: delete")
@@ -486,8 +489,11 @@ class Dispatcher(Workers):
 
 async def _delete(*levels: Any) -> None:
     """Delete what was cleared, whatever cancels this, if the value caches answer in time."""
-    with anyio.move_on_after(_FAREWELL, shield=True):
-        for level in levels:
+    end = anyio.current_time() + _FAREWELL
+    for number, level in enumerate(levels):
+        # One that hangs leaves the others their share, and one that is quick leaves them its own.
+        share = (end - anyio.current_time()) / (len(levels) - number)
+        with anyio.move_on_after(share, shield=True):
             await level.delete()
 
 

@@ -16,6 +16,8 @@ import pytest
 from anyloader import (
     DataLoader,
     LoadCancelledError,
+    LoaderScope,
+    batch_loader,
     in_thread,
     limit,
     split_on_error,
@@ -381,6 +383,40 @@ async def test_a_foreign_group_that_is_cancelled_lets_what_was_cleared_be_delete
         loader.clear(1)
         tg.cancel_scope.cancel()
     assert store.values == {}
+
+
+@pytest.mark.parametrize("leave", ["soon", "later"])
+async def test_in_a_shared_scope_what_was_cleared_is_deleted_at_once(leave: str) -> None:
+    """Its way out may be days away, and so may its next batch."""
+    store = Store({1: "old"})
+    decorate = batch_loader(shared=True, cache="pending", value_cache=store)
+    shared: Any = decorate(Recorder[int, str](str))
+    async with LoaderScope(shared=True) as outer:
+        async with LoaderScope():
+            shared.clear(1)
+        if leave == "later":
+            await wait_all_tasks_blocked()
+            assert store.values == {}
+            async with LoaderScope():
+                assert await shared.load(1) == "1"
+                shared.clear_many([1])
+        loader = outer.get(shared)
+    assert store.values == {}
+    store.values = {1: "old"}
+    loader.clear(1)  # nobody is left who could
+    assert store.values == {1: "old"}
+
+
+@pytest.mark.virtual_time
+async def test_one_that_hangs_on_the_way_out_keeps_no_other_from_its_turn() -> None:
+    hanging, store, late = Hanging("delete_many"), Store({1: "old"}), Hanging("delete_many")
+    start = anyio.current_time()
+    async with LoaderScope() as scope:
+        for cache in hanging, store, late:
+            scope.get(batch_loader(value_cache=cache)(other)).clear(1)
+    assert store.values == {}
+    assert hanging.cancelled == late.cancelled == 1
+    assert anyio.current_time() - start == pytest.approx(1)
 
 
 async def test_a_deletion_that_fails_on_the_way_out_is_told_as_of_no_batch() -> None:

@@ -320,6 +320,7 @@ async def test_what_was_cleared_is_remembered_no_longer_than_an_older_batch_is_a
             pass
 
     async with DataLoader(fetch, value_cache=Nothing(), cache="pending") as loader:
+        second: Any = loader.__anyloader__.second_level
         for key in range(50):
             gates[key] = anyio.Event()
             loader.load(key)
@@ -328,7 +329,6 @@ async def test_what_was_cleared_is_remembered_no_longer_than_an_older_batch_is_a
             if key:
                 gates[key - 1].set()
             await wait_all_tasks_blocked()
-            second: Any = loader.__anyloader__.second_level
             assert len(second._cleared) <= 4
         gates[49].set()
         await wait_all_tasks_blocked()
