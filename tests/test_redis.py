@@ -208,6 +208,20 @@ async def test_a_value_that_cannot_be_stored_is_told_and_alone_not_stored(
     )
 
 
+async def test_what_is_no_string_is_no_name(shared_redis: RedisServer) -> None:
+    """A function without a `return` would give all keys one name, and all the value of one."""
+    failures = Failures()
+    nothing: Any = {1: None, 2: None, 3: 3, 4: "4"}.get
+    fetch = Recorder[int, str](str)
+    async with in_redis(shared_redis, key=nothing) as cache:
+        for _ in range(2):
+            async with DataLoader(fetch, value_cache=cache, hooks=[failures]) as loader:
+                assert await loader.load_many([1, 2, 3, 4]) == ["1", "2", "3", "4"]
+    assert fetch.calls == [[1, 2, 3, 4], [1, 2, 3]]
+    assert failures.told == [("set_many", "TypeError")] * 2
+    assert "a function that makes a str of it" in str(failures.errors[0])
+
+
 async def test_a_key_that_makes_no_name_is_told_and_alone_not_stored(
     shared_redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:

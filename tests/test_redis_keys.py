@@ -49,7 +49,7 @@ UTC, EAST = timezone.utc, timezone(timedelta(hours=2))
 #: Keys of one line are equal, keys of two lines are not.
 KEYS: list[tuple[Any, ...]] = [
     (1, 1.0, True, Decimal(1), Decimal("1.00"), Size.SMALL),
-    (0, False, -0.0, Decimal("-0")),
+    (0, False, -0.0, Decimal("-0"), Decimal("0e9999"), Decimal("-0e-9999")),
     ("1", Text("1")),
     (b"1",),
     (0.5, Decimal("0.5")),

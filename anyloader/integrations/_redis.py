@@ -83,7 +83,7 @@ def name_of(key: object) -> str:
 
 
 def _number(number: Any) -> str:
-    if type(number) is Decimal and abs(number.adjusted()) > _DIGITS:
+    if type(number) is Decimal and number and abs(number.adjusted()) > _DIGITS:
         raise ValueError("too large")
     above, below = number.as_integer_ratio()  # raises for what is not finite
     if above.bit_length() > _BITS:
@@ -403,7 +403,9 @@ class BaseRedisValueCache(ABC, Generic[K, V]):
 
     def _name(self, key: K) -> bytes:
         try:
-            return f"{self._prefix}{SEPARATOR}{self._key(key)}".encode()
+            name = self._key(key)
+            if isinstance(name, str):  # what is not, such as None, may be the same for all keys
+                return f"{self._prefix}{SEPARATOR}{name}".encode()
         except Exception:
             pass
         raise TypeError(
