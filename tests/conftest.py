@@ -17,13 +17,8 @@ from typing import Any
 
 import pytest
 
-from support import (
-    BACKENDS,
-    SHUFFLED_BACKENDS,
-    VIRTUAL_TIME_BACKENDS,
-    backend_options,
-    watch_leftovers,
-)
+from support import BACKENDS, SHUFFLED_BACKENDS, VIRTUAL_TIME_BACKENDS, backend_options
+from support.leftovers import watch_leftovers
 
 # They have fixtures, and are imported before pytest loads them as what has fixtures.
 pytest.register_assert_rewrite(

@@ -5,7 +5,6 @@ root of the checkout, so that a run against an installed wheel tests the wheel.
 """
 
 from .backends import BACKENDS, SHUFFLED_BACKENDS, VIRTUAL_TIME_BACKENDS, backend_options
-from .leftovers import watch_leftovers
 from .orders import all_orders, run_choices, run_seeds, run_shuffled
 from .recording import Recorder, wait_all_tasks_blocked
 from .servers import APPS, SERVERS, Server, serve
@@ -27,5 +26,4 @@ __all__ = [
     "run_shuffled",
     "serve",
     "wait_all_tasks_blocked",
-    "watch_leftovers",
 ]

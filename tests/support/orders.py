@@ -163,8 +163,10 @@ class ShuffledLoop(VirtualTimeLoop):
     def _run_once(self) -> None:
         # All steps of this round are there: it adds only callbacks, of timers and sockets.
         # Threads append to the queue at any time, so it is not replaced, and its end not touched.
-        handles = [self._ready.popleft() for _ in range(len(self._ready))]
-        self._ready.extendleft(reversed(self._permuted(handles)))
+        if self._order.active and len(self._ready) > 1:
+            handles = [self._ready.popleft() for _ in range(len(self._ready))]
+            self._ready.extendleft(reversed(self._permuted(handles)))
+        self._queued_by.clear()
         super()._run_once()  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
 
     def _permuted(self, handles: list[asyncio.Handle]) -> list[asyncio.Handle]:
@@ -176,7 +178,7 @@ class ShuffledLoop(VirtualTimeLoop):
         steps_by: Counter[object] = Counter()
         queued_by: object
         for handle in handles:
-            queued_by = self._queued_by.pop(handle, None)
+            queued_by = self._queued_by.get(handle)
             task = _stepping_task(handle)
             if task is None:
                 callbacks.append((handle, queued_by, steps_by[queued_by]))
