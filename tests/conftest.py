@@ -87,15 +87,19 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _cheap_collections() -> Iterator[None]:
-    """Hide what is older than the first test from the collector, which runs after each test.
+def _collected_in_the_end() -> Iterator[None]:
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cheap_collections(_collected_in_the_end: None) -> None:
+    """Hide what is older than the first test of a file from the collector, which runs after each test.
 
     ``gc.get_referrers`` and ``gc.get_objects`` do not see it either.
     """
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -286,13 +286,6 @@ def census() -> Counter[str]:
 watched: weakref.WeakSet[Data] = weakref.WeakSet()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def look_at_new_objects_only() -> None:
-    """What other tests have left for the collector would be counted each time."""
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.fixture(autouse=True)
 def watch_data(monkeypatch: pytest.MonkeyPatch) -> None:
     make = Data.__init__
