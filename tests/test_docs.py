@@ -20,6 +20,7 @@ import pytest
 import anyloader.testing
 from anyloader._batch import TRANSITIONS
 from support import BACKENDS, backend_options
+from support.programs import PYTEST
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -160,10 +161,10 @@ def test_a_web_application_sends_one_batch_for_each_request(
 
 @pytest.mark.parametrize("name", TESTS)
 def test_tests_in_the_documentation_pass(name: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-c", "empty.ini", "--rootdir", "."]
+    command = [*PYTEST, "-q", "-c", "empty.ini", "--rootdir", "."]
     (tmp_path / "empty.ini").write_text("[pytest]\n")
     done = subprocess.run(
-        [*command, "-p", "no:cacheprovider", str(SNIPPETS[name])],
+        [*command, str(SNIPPETS[name])],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -8,6 +8,7 @@ import runpy
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,14 @@ ON_ASYNCIO = [name for name in SERVERS if not name.endswith("trio")]
 def get(url: str, **headers: str) -> Any:
     with urlopen(Request(f"http://{url}", headers=headers), timeout=10) as response:
         return json.loads(response.read())
+
+
+def status(url: str) -> int:
+    """That of an answer which is an error."""
+    with pytest.raises(HTTPError) as caught:
+        get(url)
+    with caught.value as answer:  # on Python 3.14 it is a file that nobody else closes
+        return answer.code
 
 
 @pytest.mark.parametrize("server", SERVERS)
@@ -57,23 +66,22 @@ def test_fastapi_with_the_session_of_sqlalchemy(server: str) -> None:
             assert list(threads.map(get, [ada] * 20)) == [["Ada", "Engines", "Notes"]] * 20
         assert post("Letters") == ["Grace", "Compilers", "Letters"]
         assert post("Memoirs") == ["Grace", "Compilers", "Letters", "Memoirs"]
-        with pytest.raises(HTTPError, match="404"):
-            get(f"{running.url}/authors/9")
+        assert status(f"{running.url}/authors/9") == 404
 
 
 @pytest.mark.parametrize("server", SERVERS)
-@pytest.mark.parametrize("path", ["/", "/sync"])
-def test_fastapi_with_what_a_dependency_sets(server: str, path: str) -> None:
+def test_fastapi_with_what_a_dependency_sets(server: str) -> None:
     pytest.importorskip("fastapi")
     tenants = [f"tenant{number}" for number in range(20)]
 
-    def ask(tenant: str) -> Any:
+    def ask(path: str, tenant: str) -> Any:
         return get(running.url + path, **{"X-Tenant": tenant})
 
     with serve(server, "web_fastapi_set:app", folder=HOW_TO) as running:
-        with ThreadPoolExecutor() as threads:
-            answers = list(threads.map(ask, tenants))
-        assert answers == [[f"{tenant} 1", f"{tenant} 2", f"{tenant} 1"] for tenant in tenants]
+        for path in "/", "/sync":
+            with ThreadPoolExecutor() as threads:
+                answers = list(threads.map(partial(ask, path), tenants))
+            assert answers == [[f"{tenant} 1", f"{tenant} 2", f"{tenant} 1"] for tenant in tenants]
 
 
 @pytest.mark.parametrize("server", SERVERS)
@@ -142,11 +150,9 @@ def test_django(server: str, tmp_path: Path) -> None:
             assert get(f"{running.url}/sync") == [ADA, GRACE]
         assert running.log.count("books of [1, 2]\n") == 6
         assert get(f"{running.url}/2") == GRACE
-        with pytest.raises(HTTPError, match="404"):
-            get(f"{running.url}/99")
+        assert status(f"{running.url}/99") == 404
         assert get(f"{running.url}/write") == [{"name": "New", "books": []}]
-        with pytest.raises(HTTPError, match="500"):
-            get(f"{running.url}/wrong")
+        assert status(f"{running.url}/wrong") == 500
         assert get(f"{running.url}/") == [ADA, GRACE]
 
 

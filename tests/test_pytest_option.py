@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from support.programs import PYTEST
+
 HELPERS = """
 import asyncio
 import sys
@@ -36,8 +38,7 @@ class Run:
     def __init__(self, folder: Path, test: str, *options: str, ini: str = "") -> None:
         (folder / "test_it.py").write_text(HELPERS + test)
         (folder / "pytest.ini").write_text(f"[pytest]\n{ini}\n")
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:randomly"]
-        command += ["-p", "no:xdist", *options, "--strict-markers", "-W", "error", "test_it.py"]
+        command = [*PYTEST, *options, "--strict-markers", "-W", "error", "test_it.py"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=50)
         self.out = done.stdout + done.stderr
         self.code = done.returncode

@@ -19,6 +19,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from support import BACKENDS, Recorder, VirtualTimeLoop, backend_options, wait_all_tasks_blocked
+from support.programs import PYTEST
 
 pytestmark = pytest.mark.anyio
 pytest_plugins = ["pytester"]
@@ -284,7 +285,7 @@ def test_guard_fails_a_test(pytester: pytest.Pytester, monkeypatch: pytest.Monke
         """
     )
     result = pytester.runpytest_subprocess(
-        *("-p", "no:hypothesispytest", "-p", "no:cacheprovider", "-p", "no:randomly"),
+        *PYTEST[3:],
         *("-W", "error", "--tb=short", "-k", "not uvloop and not eager"),
     )
     result.assert_outcomes(passed=4, failed=1, errors=2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from anyloader import (
 from anyloader.hooks import LoadHit
 from anyloader.testing import RecordingBatchFn, assert_batches, max_batches
 from support import Recorder, wait_all_tasks_blocked
+from support.programs import PYTEST
 
 pytestmark = pytest.mark.anyio
 
@@ -333,8 +333,7 @@ def test_the_plugin_imports_nothing_more_before_it_is_used(tmp_path: Path) -> No
         "def test_unused(): assert 'anyloader.testing' not in sys.modules\n"
         "def test_used(max_batches): assert 'anyloader.testing' in sys.modules\n"
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    command += ["-p", "no:randomly", "test_it.py"]
+    command = [*PYTEST, "-q", "test_it.py"]
     environment = {name: os.environ[name] for name in os.environ if not name.startswith("COV")}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, "2 passed" in done.stdout) == (0, True), done.stdout

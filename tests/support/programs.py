@@ -7,7 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-__all__ = ("run_program",)
+__all__ = ("PYTEST", "run_program")
+
+#: Runs the pytest of others, without the plugins that take seconds to import and have no part in it.
+PYTEST = [
+    *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:faker"),
+    *("-p", "no:hypothesispytest", "-p", "no:randomly", "-p", "no:xdist"),
+]
 
 _TESTS = Path(__file__).parents[1]
 
