@@ -269,17 +269,15 @@ def no_collector() -> Iterator[None]:
 def census() -> Counter[str]:
     """What there is of the library, of its coroutines, and of the data of requests."""
     found: Counter[str] = Counter()
-    for thing in gc.get_objects():
-        kind = type(thing)
-        code = None
-        if isinstance(thing, GeneratorType):
-            code = thing.gi_code
-        elif isinstance(thing, CoroutineType):
-            code = thing.cr_code
-        if str(kind.__module__).partition(".")[0] == "anyloader" or isinstance(thing, Refused):
-            found[kind.__qualname__] += 1
-        elif code is not None and "/anyloader/" in code.co_filename.replace("\\", "/"):
-            found[code.co_name] += 1
+    things = gc.get_objects()
+    for kind, number in Counter(map(type, things)).items():
+        if kind is Refused or str(kind.__module__).partition(".")[0] == "anyloader":
+            found[kind.__qualname__] += number
+    for thing in things:
+        if type(thing) is GeneratorType or type(thing) is CoroutineType:
+            code = thing.gi_code if isinstance(thing, GeneratorType) else thing.cr_code
+            if "/anyloader/" in code.co_filename.replace("\\", "/"):
+                found[code.co_name] += 1
     return found
 
 
