@@ -16,6 +16,9 @@ V = TypeVar("V")
 # woken through a chain of callbacks, one round each: a gather in a gather takes two.
 _QUIET_ROUNDS = 10
 
+# Rounds in which nothing else is queued, after which nothing will be: each looks at timers and sockets too.
+_EMPTY_ROUNDS = 3
+
 
 class Recorder(Generic[K, V]):
     """A batch function that records the keys of each call in ``calls``.
@@ -48,9 +51,16 @@ async def wait_all_tasks_blocked() -> None:
         await anyio.wait_all_tasks_blocked()
         return
 
-    quiet = 0
-    while quiet < _QUIET_ROUNDS:
+    # A task that does not heed its cancellation is blocked, though anyio queues it over and over again;
+    # and uvloop shows no queue.
+    queue = getattr(asyncio.get_running_loop(), "_ready", [None])
+    quiet = empty = 0
+    while quiet < _QUIET_ROUNDS and empty < _EMPTY_ROUNDS:
         await checkpoint()
+        if not queue:
+            empty += 1
+            continue
+        empty = 0
         others = asyncio.all_tasks() - {this_task}
         quiet = quiet + 1 if all(map(_is_blocked, others)) else 0
 
