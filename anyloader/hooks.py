@@ -9,8 +9,7 @@ whatever task brings them about: that of the batch, or of whoever filled, dispat
 cancelled it. What a hook raises harms no load; it is logged, once for each loader, and the hook goes on being called.
 """
 
-from __future__ import annotations
-
+# No annotations from __future__: of strings a NamedTuple would compile each, at import.
 import os.path
 import sys
 import warnings
@@ -156,6 +155,16 @@ Hook = Callable[[Event], object]
 _new_tuple = tuple.__new__
 
 
+class Watch(Protocol):
+    """A hook for all loaders that are used in a block of code."""
+
+    def add(self, loader: Any, /) -> None:
+        """Hear of this loader too."""
+        ...
+
+    def __call__(self, event: Event, /) -> object: ...
+
+
 class Hooks:
     """
     Some hooks to call. One that raises harms nobody: it is logged, once, and called again.
@@ -203,16 +212,6 @@ def _call_of(hook: Hook) -> Hook:
     kind: Any = type(hook)
     call: Any = found.__call__
     return call if isinstance(call, MethodType) and call.__func__ is kind.__call__ else hook
-
-
-class Watch(Protocol):
-    """A hook for all loaders that are used in a block of code."""
-
-    def add(self, loader: Any, /) -> None:
-        """Hear of this loader too."""
-        ...
-
-    def __call__(self, event: Event, /) -> object: ...
 
 
 #: Those of the whole process, wherever no block is: in threads, and in tasks of other event loops.
@@ -299,7 +298,7 @@ class FindUnbatched:
         #: The loaders and lines that were told of, for all loaders together.
         self._told: set[Any] = set()
 
-    def anew(self) -> FindUnbatched:
+    def anew(self) -> "FindUnbatched":
         """Return one for another loader."""
         other = FindUnbatched(*self._made_with)
         other._told = self._told
