@@ -456,7 +456,8 @@ def test_the_schedule_says_what_it_is() -> None:
 async def name_of(loader: Any, *, rounds: int, key: int) -> str:
     for _ in range(rounds):
         await checkpoint()
-    return await loader.load(key)
+    name: str = await loader.load(key)
+    return name
 
 
 async def operation(*resolvers: Callable[[Any], Any]) -> None:

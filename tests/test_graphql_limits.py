@@ -306,9 +306,25 @@ async def test_what_was_started_is_not_discarded() -> None:
     started.close()
 
 
+async def test_what_is_no_coroutine_of_its_own_is_left_alone() -> None:
+    class Data:
+        """It holds what it shares with others."""
+
+        def __init__(self, shared: dict[str, Any]) -> None:
+            self.shared = shared
+
+        def __await__(self) -> Any:
+            return self.shared["steps"].__await__()
+
+    shared = {"steps": number(None)}
+    units.discard(Data(shared))
+    assert await shared["steps"] == 1
+
+
 async def test_what_takes_no_weak_references_is_left_alone() -> None:
     class Slotted:
         __slots__ = ("steps",)
+        steps: Any
 
         def __await__(self) -> Any:
             return self.steps.__await__()

@@ -357,7 +357,7 @@ async def apart(awaitable: Awaitable[Any]) -> Any:
     return group.outcome()[0]
 
 
-def awaited(awaitable: Awaitable[Any], executor: Any = None) -> Awaitable[Any]:
+def awaited(awaitable: Any, executor: Any = None) -> Awaitable[Any]:
     """
     Return what to await at once, and in this place, for what a resolver has returned.
 
@@ -493,9 +493,8 @@ def _discard_held(awaitable: object) -> None:
     """
     if not hasattr(type(awaitable), "__await__") or type(awaitable) in _OURS:
         return
-    held: list[Any] = []
-    for item in gc.get_referents(awaitable):
-        held += item.values() if type(item) is dict else (item,)
+    # Its attributes, in slots too.
+    held = [*gc.get_referents(awaitable), *getattr(awaitable, "__dict__", {}).values()]
     coroutines = [item for item in held if isinstance(item, CoroutineType)]
     if coroutines:
         try:
@@ -661,23 +660,19 @@ class _Scheduler:
         if unit.cancelled or interrupt is not None:
             unit.cancelled = False
             unit.cancel()  # what it has parked for since, or itself
-        if self.sleeping:
-            if self.ready and interrupt is None and not self.stepping:
-                # A round earlier than its own task would, and so no later than with a task for each.
-                self.stepping = True
-                try:
-                    self._step_all()
-                except BaseException as exc:
-                    interrupt = exc
-                finally:
-                    self.stepping = False
-            if interrupt is not None:
-                self.interrupt = interrupt
-            # Not if one of these steps has woken it.
-            if self.sleeping and (self.failed or self.interrupt is not None or not self.root.left):
-                self.wake()
-        elif interrupt is not None:
+        if self.ready and self.sleeping and not self.stepping and interrupt is None:
+            # A round earlier than its own task would, and so no later than with a task for each.
+            self.stepping = True
+            try:
+                self._step_all()
+            except BaseException as exc:
+                interrupt = exc
+            finally:
+                self.stepping = False
+        if interrupt is not None:
             self.interrupt = interrupt
+        if self.sleeping and (self.failed or self.interrupt is not None or not self.root.left):
+            self.wake()
         self.operation.one_less()
 
 
