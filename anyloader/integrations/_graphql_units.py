@@ -357,7 +357,7 @@ async def apart(awaitable: Awaitable[Any]) -> Any:
     return group.outcome()[0]
 
 
-def awaited(awaitable: Any, executor: Any = None) -> Awaitable[Any]:
+def awaited(awaitable: Any, executor: Any = None) -> Any:
     """
     Return what to await at once, and in this place, for what a resolver has returned.
 
