@@ -489,7 +489,7 @@ class BatchLoader(Generic[K, V, A]):
             types = (*types, ...)
         return cast(Any, super()).__class_getitem__(types)
 
-    def bind(self, *args: A.args, **arguments: A.kwargs) -> BatchLoader[K, V]:
+    def bind(self, *args: A.args, **arguments: A.kwargs) -> BoundBatchLoader[K, V]:
         """
         Return this function with some arguments, which it gets as keywords after its keys::
 
@@ -506,7 +506,7 @@ class BatchLoader(Generic[K, V, A]):
         refuse_positional("bind()", args)
         bound = {**self._arguments, **arguments}
         check_arguments(self._function, bound, self._options.get("value_cache"), "bind()")
-        return BatchLoader(self._function, self._options, bound, self._family)
+        return BoundBatchLoader(self._function, self._options, bound, self._family)
 
     def _loader(self) -> DataLoader[K, V]:
         return self._scope().get(cast("BatchLoader[K, V]", self))
@@ -601,6 +601,15 @@ class BatchLoader(Generic[K, V, A]):
 
     def __repr__(self) -> str:
         return f"<BatchLoader of {self._function!r}>"
+
+
+class BoundBatchLoader(BatchLoader[K, V]):
+    """
+    A batch function with some arguments; :meth:`BatchLoader.bind` makes it.
+
+    As no type can lose the names of arguments that are bound already, a second ``bind`` takes any. A class
+    of its own, as mypy takes nothing for known where ``...`` stands for arguments.
+    """
 
 
 class _Decorator(Protocol):

@@ -14,7 +14,7 @@ import asyncio
 import warnings
 from collections.abc import Callable, Generator, Iterable, MutableMapping
 from contextvars import Context, copy_context
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from ._batch import LoadHandle, LoadManyHandle, Parked, batches_of, is_pending, outcome_in, park
 from ._dataloader import DataLoader as _DataLoader
@@ -23,7 +23,7 @@ from ._options import default_name
 from ._results import Failure
 
 if TYPE_CHECKING:
-    from ._options import IterableFn
+    from ._options import IterableFn, MappingFn, StreamFn
 
 __all__ = ("DataLoader", "LoadFuture")
 
@@ -31,6 +31,8 @@ _UNKNOWN: Any = object()
 
 K = TypeVar("K")
 V = TypeVar("V")
+K2 = TypeVar("K2")
+V2 = TypeVar("V2")
 T = TypeVar("T")
 
 
@@ -265,14 +267,62 @@ class DataLoader(_DataLoader[K, V]):
     :raises ValueError: if ``max_batch_size`` is less than 1
     """
 
+    @overload
+    def __init__(
+        self: DataLoader[K2, V2 | None],
+        batch_load_fn: MappingFn[K2, V2],
+        batch: bool | None = ...,
+        max_batch_size: int | None = ...,
+        cache: bool | None = ...,
+        get_cache_key: Callable[[K2], Any] | None = ...,
+        cache_map: MutableMapping[Any, LoadHandle[Any]] | None = ...,
+        loop: asyncio.AbstractEventLoop | None = ...,
+        **options: Any,
+    ) -> None: ...
+    @overload
     def __init__(
         self,
-        batch_load_fn: IterableFn[K, V] | None = None,
+        batch_load_fn: IterableFn[K, V],
+        batch: bool | None = ...,
+        max_batch_size: int | None = ...,
+        cache: bool | None = ...,
+        get_cache_key: Callable[[K], Any] | None = ...,
+        cache_map: MutableMapping[Any, LoadHandle[Any]] | None = ...,
+        loop: asyncio.AbstractEventLoop | None = ...,
+        **options: Any,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: DataLoader[K2, V2 | None],
+        batch_load_fn: StreamFn[K2, V2],
+        batch: bool | None = ...,
+        max_batch_size: int | None = ...,
+        cache: bool | None = ...,
+        get_cache_key: Callable[[K2], Any] | None = ...,
+        cache_map: MutableMapping[Any, LoadHandle[Any]] | None = ...,
+        loop: asyncio.AbstractEventLoop | None = ...,
+        **options: Any,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        batch_load_fn: None = ...,
+        batch: bool | None = ...,
+        max_batch_size: int | None = ...,
+        cache: bool | None = ...,
+        get_cache_key: Callable[[Any], Any] | None = ...,
+        cache_map: MutableMapping[Any, LoadHandle[Any]] | None = ...,
+        loop: asyncio.AbstractEventLoop | None = ...,
+        **options: Any,
+    ) -> None: ...
+    def __init__(
+        self,
+        batch_load_fn: Any = None,
         batch: bool | None = None,
         max_batch_size: int | None = None,
         cache: bool | None = None,
-        get_cache_key: Callable[[K], Any] | None = None,
-        cache_map: MutableMapping[Any, LoadHandle[V]] | None = None,
+        get_cache_key: Callable[[Any], Any] | None = None,
+        cache_map: MutableMapping[Any, LoadHandle[Any]] | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
         **options: Any,
     ) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from . import compat
 from ._batch import LoadHandle
@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     else:
         from typing_extensions import Self
 
-    from ._options import IterableFn
+    from ._options import IterableFn, MappingFn, StreamFn
 
 __all__ = ("AbstractCache", "DataLoader")
 
 K = TypeVar("K")
 V = TypeVar("V")
+K2 = TypeVar("K2")
+V2 = TypeVar("V2")
 K_contra = TypeVar("K_contra", contravariant=True)
 
 
@@ -79,14 +81,47 @@ class DataLoader(compat.DataLoader[K, V]):
     :raises ValueError: if ``max_batch_size`` is negative
     """
 
+    @overload
+    def __init__(
+        self: DataLoader[K2, V2 | None],
+        load_fn: MappingFn[K2, V2],
+        max_batch_size: int | None = ...,
+        cache: bool = ...,
+        loop: asyncio.AbstractEventLoop | None = ...,
+        cache_map: AbstractCache[K2, Any] | MutableMapping[Any, LoadHandle[Any]] | None = ...,
+        cache_key_fn: Callable[[K2], Any] | None = ...,
+        **options: Any,
+    ) -> None: ...
+    @overload
     def __init__(
         self,
         load_fn: IterableFn[K, V],
+        max_batch_size: int | None = ...,
+        cache: bool = ...,
+        loop: asyncio.AbstractEventLoop | None = ...,
+        cache_map: AbstractCache[K, Any] | MutableMapping[Any, LoadHandle[Any]] | None = ...,
+        cache_key_fn: Callable[[K], Any] | None = ...,
+        **options: Any,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: DataLoader[K2, V2 | None],
+        load_fn: StreamFn[K2, V2],
+        max_batch_size: int | None = ...,
+        cache: bool = ...,
+        loop: asyncio.AbstractEventLoop | None = ...,
+        cache_map: AbstractCache[K2, Any] | MutableMapping[Any, LoadHandle[Any]] | None = ...,
+        cache_key_fn: Callable[[K2], Any] | None = ...,
+        **options: Any,
+    ) -> None: ...
+    def __init__(
+        self,
+        load_fn: Any,
         max_batch_size: int | None = None,
         cache: bool = True,
         loop: asyncio.AbstractEventLoop | None = None,
-        cache_map: AbstractCache[K, V] | MutableMapping[Any, LoadHandle[V]] | None = None,
-        cache_key_fn: Callable[[K], Any] | None = None,
+        cache_map: AbstractCache[Any, Any] | MutableMapping[Any, LoadHandle[Any]] | None = None,
+        cache_key_fn: Callable[[Any], Any] | None = None,
         **options: Any,
     ) -> None:
         compat.ignore(loop)

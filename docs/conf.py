@@ -60,7 +60,7 @@ nitpick_ignore_regex = [
     (r"py:class", r"(trace|metrics)\.\w+Provider"),
     (
         r"py:class",
-        r"(anyloader\.\w+\.)?(Hook|LoaderOptions|Bind\w+Fn|\w+Method|_(List)?Options|_Decorator|_Grouping|_Indexing|_WithMissing|AllOptions|Watch|ExecutionContext|Redis|Serializer|PathLike)",
+        r"(anyloader\.\w+\.)?(Hook|LoaderOptions|Bind\w+Fn|\w+Method|_(List)?Options|_Decorator|_Grouping|_Indexing|_WithMissing|AllOptions|Watch|BoundBatchLoader|ExecutionContext|Redis|Serializer|PathLike)",
     ),
 ]
 

@@ -139,7 +139,14 @@ def key_and_value_types_follow_from_the_batch_function() -> None:
     assert_type(DataLoader(Repository()), DataLoader[int, User | None])
     assert_type(compat.DataLoader(users_list), compat.DataLoader[int, User])
     assert_type(compat.DataLoader(users_or_errors), compat.DataLoader[int, User])
+    assert_type(compat.DataLoader(users_dict), compat.DataLoader[int, User | None])
+    assert_type(compat.DataLoader(users_stream).load(1), compat.LoadFuture[User | None])
     assert_type(compat_strawberry.DataLoader(users_list), compat_strawberry.DataLoader[int, User])
+    strawberry = compat_strawberry.DataLoader(load_fn=users_dict, max_batch_size=10)
+    assert_type(strawberry, compat_strawberry.DataLoader[int, User | None])
+    assert_type(
+        compat_strawberry.DataLoader(users_stream), compat_strawberry.DataLoader[int, User | None]
+    )
     assert_type(
         compat_strawberry.DataLoader(users_or_errors), compat_strawberry.DataLoader[int, User]
     )

@@ -123,16 +123,23 @@ async def wrong_code_is_refused(scope: LoaderScope) -> None:
 
 
 async def arguments_are_those_of_the_function(scope: LoaderScope, database: Database) -> None:
-    assert_type(books.bind(first=3, order="name"), BatchLoader[int, list[User]])
+    bound = books.bind(first=3, order="name")
+    assert_type(bound.load(1), LoadHandle[list[User]])
+    assert_type(bound.bind(order="id").load(1), LoadHandle[list[User]])
+    assert_type(scope.get(bound), DataLoader[int, list[User]])
+    assert_type(scope.get(bound.bind(order="id")), DataLoader[int, list[User]])
+    assert_type(scope.get(of_tenant.bind(tenant="a")), DataLoader[int, User | None])
+    assert_type(scope.get(of_tenant.bind(tenant="a").bind(first=3)), DataLoader[int, User | None])
     assert_type(books.bind().bind(first=3).load(1), LoadHandle[list[User]])
-    assert_type(of_tenant.bind(tenant="a"), BatchLoader[int, User | None])
+    assert_type(of_tenant.bind(tenant="a").load(1), LoadHandle[User | None])
     assert_type(of_tenant.bind(tenant="a").load_required(1), LoadHandle[User])
-    assert_type(database.friends.bind(first=3), BatchLoader[int, list[User]])
+    assert_type(scope.get(database.friends.bind(first=3)), DataLoader[int, list[User]])
     assert_type(scope.get(books, first=3), DataLoader[int, list[User]])
     assert_type(scope.get(of_tenant, tenant="a"), DataLoader[int, User | None])
     assert_type(scope.get(with_argument, first=3), DataLoader[int, User])
     assert_type(scope.get(database.friends, first=3), DataLoader[int, list[User]])
-    untold: BatchLoader[int, list[User]] = books  # takes anything
+    untold: BatchLoader[int, list[User]] = books  # takes anything, as what is bound does
+    untold = bound
     untold.bind(last=3)
 
 

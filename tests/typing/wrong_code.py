@@ -8,10 +8,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
-from anyloader import DataLoader, LoaderScope, LoadHandle, batch_loader, in_thread, schedules
+from anyloader import (
+    DataLoader,
+    LoaderScope,
+    LoadHandle,
+    batch_loader,
+    compat,
+    compat_strawberry,
+    in_thread,
+    schedules,
+)
 
 
-class User: ...
+class User:
+    name = ""
 
 
 async def users(keys: list[int]) -> list[User]: ...
@@ -159,6 +169,14 @@ class OtherValues(DataLoader[int, User]):
 
 class OtherKeys(DataLoader[int, User]):
     async def batch_load_fn(self, keys: list[str], /) -> list[User]: ...  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+
+
+async def wrong_drop_ins() -> None:
+    compat.DataLoader(blocking)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    compat.DataLoader(users_dict, max_batch_size="2")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    compat.DataLoader(users_dict).load("a")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    print((await compat.DataLoader(users_dict).load(1)).name)  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess]
+    compat_strawberry.DataLoader(load_fn=one_key)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 async def wrong_scopes(scope: LoaderScope) -> None:
