@@ -437,14 +437,21 @@ def _requests(app: App, n: int = 1_000) -> float:
     return asyncio.run(main())
 
 
+async def _in_task_group(scope: Any, receive: Any, send: Any) -> None:
+    async with anyio.create_task_group():
+        await _app(scope, receive, send)
+
+
 def middleware_contests() -> Iterator[Contest]:
-    """What it adds to a request of an application that does nothing."""
+    """What it adds to a request of an application that does nothing; and a bare task group, which it has."""
     wrapped = LoaderScopeMiddleware(_app)
     contenders: dict[str, Sample] = {
         "the middleware": lambda: _requests(wrapped) - _requests(_app),
+        "a task group": lambda: _requests(_in_task_group) - _requests(_app),
         "1 us": lambda: 1e-6,
     }
-    yield Contest("asyncio", contenders, [("the middleware", "1 us")])
+    pairs = [("the middleware", "1 us"), ("a task group", "1 us")]
+    yield Contest("asyncio", contenders, pairs)
 
 
 # Importing
