@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from datetime import timedelta, timezone
 from decimal import Decimal
+from enum import IntEnum
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -333,9 +334,13 @@ async def test_where_only_rows_tell_the_zone_a_wrong_one_is_an_error(database: D
         await fetch([wrong])
 
 
+class Level(IntEnum):
+    HIGH = 7
+
+
 async def test_equal_numbers_and_uuids_are_found_in_any_form(database: Database) -> None:
     fetch: Any = rows_by(Thing.price, session=database.sessions)
-    keys: list[Any] = [1.5, Decimal("1.50"), 3, float("nan")]
+    keys: list[Any] = [1.5, Decimal("1.50"), 3, True, Level.HIGH, float("nan"), float("inf")]
     assert ids(await fetch(keys)) == {1.5: THING}
     fetch = rows_by(Moment.number, session=database.sessions)
     assert ids(await fetch([0.1, Decimal("0.1"), 1])) == {0.1: 1, Decimal("0.1"): 1}

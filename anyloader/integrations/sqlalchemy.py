@@ -212,10 +212,12 @@ class _Column:
         if expected in (int, UUID) and isinstance(key, str):
             with suppress(ValueError):
                 return self.cast(expected(key))
-        if expected is Decimal and isinstance(key, (int, float)):
-            return Decimal(str(key))
-        if expected is float and isinstance(key, (int, Decimal)):
-            return key if isinstance(key, int) else float(key)  # equal numbers are equal keys
+        if expected in (float, Decimal) and isinstance(key, int):
+            return int(key)  # equal numbers are equal keys; drivers take no bool for one
+        if expected is Decimal and isinstance(key, float):
+            return Decimal(float.__repr__(key))
+        if expected is float and isinstance(key, Decimal):
+            return float(key)
         raise TypeError(
             f"{self.name} takes a key of type {expected.__name__}, not this {type(key).__name__}"
         )
