@@ -54,6 +54,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from anyio import TaskCancelled, TaskFailed, TaskNotFinished
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from ._backend import Backend, delegate, prove_stack_room
 from ._deadlock import begin_wait, end_wait
@@ -330,6 +331,9 @@ class LoadHandle(_Driven[V_co]):
         # The traceback will hold this frame, which shall hold nothing that holds the error.
         batch = waiter = origin = None
         try:
+            if type(value.exception) is LoadCancelledError:
+                # What has cancelled the batch may be about to reach who awaits it, too.
+                yield from checkpoint_if_cancelled().__await__()
             raise value.renewed()
         finally:
             value.restore()
@@ -458,6 +462,8 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
             return values
         failure: Failure = next(value for value in values if type(value) is Failure)
         try:
+            if type(failure.exception) is LoadCancelledError:  # as in LoadHandle
+                yield from checkpoint_if_cancelled().__await__()
             raise failure.renewed()
         finally:
             failure.restore()

@@ -59,3 +59,32 @@ async def test_a_batch_is_not_sent_if_what_was_wanted_of_it_is_primed() -> None:
         assert await second == 20
         await wait_all_tasks_blocked()
     assert recorder.calls == []
+
+
+@pytest.mark.parametrize("many", [False, True])
+async def test_a_cancellation_around_a_scope_comes_out_as_such_whenever_it_comes(
+    many: bool,
+) -> None:
+    """Also where it has reached the batch, and not yet who is about to await it."""
+
+    async def fetch(keys: list[int]) -> list[int]:
+        await anyio.lowlevel.checkpoint()
+        return keys
+
+    async def block(around: anyio.CancelScope) -> None:
+        with around:
+            async with DataLoader(fetch) as loader:
+                for key in range(3):
+                    await (loader.load_many([key, -key]) if many else loader.load(key))
+        was_cancelled.append(around.cancelled_caught)
+
+    was_cancelled: list[bool] = []
+    for rounds in range(40):
+        around = anyio.CancelScope()
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(block, around)
+            for _ in range(rounds):
+                await anyio.lowlevel.checkpoint()
+            around.cancel()
+    assert was_cancelled[0]
+    assert not was_cancelled[-1]
