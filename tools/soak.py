@@ -161,7 +161,7 @@ async def exchange(request: Request, stream: SocketStream) -> tuple[int, str]:
 async def chat(request: Request, port: int) -> str:
     """Send so many messages over a WebSocket, one after the other; or leave, whatever is under way."""
     url = f"ws://127.0.0.1:{port}/chat/0?token={request.token}"
-    async with connect(url, compression=None) as websocket:
+    async with connect(url, compression=None, open_timeout=ANSWER_WITHIN) as websocket:
         for number in range(1, request.number + 1):
             await websocket.send(f"message {number}")
             if request.patience is not None and number == request.number:
@@ -185,7 +185,7 @@ class LongLived:
 
     async def talk(self, token: str) -> None:
         url = f"ws://127.0.0.1:{self._port}/chat/0?token={token}"
-        async with connect(url, compression=None) as websocket:
+        async with connect(url, compression=None, open_timeout=ANSWER_WITHIN) as websocket:
             for number in count(1):
                 await websocket.send("message")
                 row = f"{token}:message:{number}"
