@@ -283,6 +283,23 @@ async def test_make_scope_that_returns_no_scope_fails_the_request(
         await Client().call(middleware)
 
 
+async def test_a_predicate_that_has_to_be_awaited_fails_the_request() -> None:
+    """It would be true for every request."""
+
+    class Asks:
+        async def __call__(self, scope: Message) -> bool:
+            raise AssertionError
+
+    asked: Any = Asks()
+    predicate: Any = lambda scope: made.setdefault("coroutine", asked(scope))  # noqa: E731
+    made: dict[str, Any] = {}
+    with pytest.raises(
+        TypeError, match="a plain function of the ASGI scope; it returned an object"
+    ):
+        await Client().call(LoaderScopeMiddleware(no_app, cancel_on_disconnect=predicate))
+    made["coroutine"].close()
+
+
 @WATCHING
 async def test_a_scope_cannot_serve_two_requests(watch: bool) -> None:
     """Neither one after the other nor both at once."""

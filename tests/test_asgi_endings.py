@@ -42,6 +42,15 @@ async def test_a_request_whose_client_has_gone_ends_without_a_cancellation() -> 
     assert not scope.cancelled_caught
 
 
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+async def test_what_ends_the_program_comes_out_as_it_is(kind: type[BaseException]) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise kind
+
+    with pytest.raises(kind):
+        await call_middleware(app, "request")
+
+
 async def test_what_cancels_a_request_from_outside_comes_out_of_it() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         around.cancel()

@@ -60,7 +60,8 @@ class LoaderScopeMiddleware:
         says so, given the ASGI scope, such as :func:`safe_methods`
     :raises TypeError: if ``app`` cannot be called with three arguments, ``make_scope`` is no plain
         callable, or ``cancel_on_disconnect`` neither a bool nor a plain function; from a request, if
-        ``make_scope`` returns no ``LoaderScope``, or what is in the lifespan's state is no shared one
+        ``make_scope`` returns no ``LoaderScope``, ``cancel_on_disconnect`` something to be
+        awaited, or what is in the lifespan's state is no shared one
     :raises RuntimeError: from a request, if ``make_scope`` returns a scope that was entered before
     :raises LoaderNotOpenError: from a request, if the scope in the lifespan's state was not entered
     """
@@ -112,7 +113,14 @@ class LoaderScopeMiddleware:
                 )
             loaders.be_inside(shared)
         cancels = self._cancel_on_disconnect
-        if cancels if isinstance(cancels, bool) else cancels(scope):
+        if not isinstance(cancels, bool):
+            cancels = cancels(scope)
+            if isinstance(cancels, Awaitable):  # which would be true for every request
+                raise TypeError(
+                    "cancel_on_disconnect must be a plain function of the ASGI scope; it returned an "
+                    f"object of type {type(cancels).__qualname__}, which has to be awaited"
+                )
+        if cancels:
             await _run_watched(self._app, loaders, scope, receive, send)
         else:
             async with loaders:
@@ -124,7 +132,7 @@ async def _run_watched(
 ) -> None:
     """Run one request, and cancel it if its client leaves before it has got all of the response."""
     complete = False
-    error: Exception | None = None
+    error: BaseException | None = None
     # An application need not receive the request to which it responds, and the disconnect comes after
     # that: two messages for a short body on some servers. The watcher may hold one more. It closes
     # this after the last one.
@@ -165,7 +173,7 @@ async def _run_watched(
                 try:
                     async with loaders:
                         await app(scope, take, pass_on)
-                except Exception as exc:
+                except (Exception, KeyboardInterrupt, SystemExit) as exc:
                     error = exc  # which the task group would wrap
                 request.cancel_scope.cancel()  # the watcher, before it can see the stream closed
         if error is not None:
