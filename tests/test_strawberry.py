@@ -7,6 +7,7 @@ import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -284,10 +285,17 @@ async def test_an_extension_that_derives_from_it_knows_what_is_executed() -> Non
 async def test_the_scope_of_each_operation_can_be_made_by_the_user() -> None:
     scopes: list[LoaderScope] = []
 
-    def make_scope() -> LoaderScope:
-        scopes.append(LoaderScope())
-        return scopes[-1]
+    @dataclass
+    class MakeScope:
+        """Not hashable."""
 
+        options: dict[str, Any]
+
+        def __call__(self) -> LoaderScope:
+            scopes.append(LoaderScope(**self.options))
+            return scopes[-1]
+
+    make_scope = MakeScope({"hooks": []})
     schema = strawberry.Schema(
         Query,
         extensions=[partial(LoaderScopeExtension, make_scope=make_scope)],

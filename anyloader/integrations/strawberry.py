@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import lru_cache
 from typing import Any
 
 from ._extras import missing
@@ -116,9 +115,8 @@ async def _in_scope(make_scope: Callable[[], LoaderScope], execute: Any, *args: 
         return await result if isinstance(result, Awaitable) else result
 
 
-@lru_cache
 def _with_scopes(executor: type[Any], make_scope: Callable[[], LoaderScope]) -> type[Any]:
-    if issubclass(executor, _ScopeForEachEvent):
+    if issubclass(executor, _ScopeForEachEvent):  # from the second operation of a schema on
         return executor
     # In a tuple, where a function does not become a method.
     names = {"__module__": executor.__module__, "_make_scope": (make_scope,)}
