@@ -296,3 +296,17 @@ async def test_a_hook_that_ends_the_scope_at_the_last_key_of_a_batch_harms_no_lo
     async with LoaderScope(hooks=[hook]) as scope:
         load = scope.get(One).load(1)
         assert isinstance((await outcomes(load))[0], LoadCancelledError)
+
+
+async def test_a_hook_may_settle_a_batch_that_has_just_got_its_token() -> None:
+    def prime(event: object) -> None:
+        if isinstance(event, BatchSealed):
+            loader.prime(1, 10, force=True)
+
+    limiter = anyio.CapacityLimiter(1)
+    recorder = Recorder[int, int](abs)
+    async with DataLoader(recorder, limiter=limiter, hooks=[prime]) as loader:
+        assert await loader.load(1) == 10
+        assert limiter.borrowed_tokens == 0
+        assert await loader.load(-2) == 2
+    assert recorder.calls == [[-2]]

@@ -9,6 +9,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from anyloader import DataLoader, LoaderScope, LoadHandle, schedules
+from anyloader.hooks import BatchOpened
 from support import Recorder, all_orders, run_seeds, wait_all_tasks_blocked
 
 pytestmark = pytest.mark.anyio
@@ -164,3 +165,26 @@ async def test_a_hit_in_a_foreign_group_settles_and_does_not_hold_it_open() -> N
 async def test_without_the_option_a_hit_settles_at_once() -> None:
     async with DataLoader(Recorder[int, int](same)) as loader:
         assert loader.prime(1, 10).load(1).return_value == 10
+
+
+async def test_hits_beside_a_batch_that_waits_for_a_token_share_one_that_needs_none() -> None:
+    opened: list[int] = []
+
+    def note(event: object) -> None:
+        if isinstance(event, BatchOpened):
+            opened.append(event.batch)
+
+    limiter = anyio.CapacityLimiter(1)
+    await limiter.acquire()
+    recorder = Recorder[int, int](same)
+    async with DataLoader(recorder, defer_hits=True, limiter=limiter, hooks=[note]) as loader:
+        loader.prime(5, 50).prime(6, 60)
+        first = loader.load(1)
+        await wait_all_tasks_blocked()
+        hits = [loader.load(key) for key in (5, 6, 5)]
+        second = loader.load(2)
+        assert [await hit for hit in hits] == [50, 60, 50]
+        assert len(opened) == 2
+        limiter.release()
+        assert (await first, await second) == (1, 2)
+    assert recorder.calls == [[1, 2]]

@@ -116,7 +116,12 @@ async def test_it_keeps_the_name_of_its_function() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"on": 5}, {"on": Bad, "max_calls": 0}, {"on": Bad, "max_calls": True}], ids=str
+    "options",
+    [
+        *({"on": on} for on in (5, int, KeyboardInterrupt, (), (Bad, int))),
+        *({"on": Bad, "max_calls": calls} for calls in (0, True)),
+    ],
+    ids=str,
 )
 def test_wrong_arguments_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises((TypeError, ValueError)):
