@@ -252,3 +252,23 @@ async def test_futures_of_a_group_that_has_ended_unheard() -> None:
 
 async def waits_for(future: Any) -> Any:
     return await future
+
+
+async def test_a_batch_function_that_gave_up_a_future_does_not_wait_for_it() -> None:
+    async def fetch_outer(keys: list[int]) -> list[int]:
+        future: Any = inner.load(1)
+        await wait_all_tasks_blocked()
+        assert future.cancel()
+        resumed.set()
+        await wait_all_tasks_blocked()
+        return keys
+
+    async def fetch_inner(keys: list[int]) -> list[int]:
+        await resumed.wait()
+        return [await outer.load(key) for key in keys]  # which nobody waits for now
+
+    async with LoaderScope():
+        outer, inner = DataLoader(fetch_outer), DataLoader(fetch_inner)
+        resumed = anyio.Event()
+        wanted: Any = asyncio.gather(outer.load(1), inner.load(1))
+        assert await wanted == [1, 1]
