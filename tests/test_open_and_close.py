@@ -193,3 +193,11 @@ def test_one_that_is_never_closed_ends_with_its_event_loop(
     # The task that held it, and a worker's: pending still when the loop had nothing else to do.
     assert bool(leftovers) == (backend == "asyncio")
     leftovers.clear()
+
+
+async def test_closing_it_inside_of_another_scope_leaves_that_one_alone() -> None:
+    scope = await LoaderScope().open()
+    async with LoaderScope() as inner:
+        await scope.aclose()
+        assert current_scope() is inner
+        assert await stated.load(1) == 1
