@@ -67,6 +67,35 @@ async def test_no_load_gets_what_was_stored_as_it_was_deleted(cache: Any) -> Non
         assert await loader.load(1) == "new"
 
 
+async def test_nobody_asks_until_the_last_of_two_batches_has_stored_what_is_old() -> None:
+    class Slow(Store):
+        async def set_many(self, items: Any) -> None:
+            if items == {1: "old"}:
+                gates.append(anyio.Event())
+                await gates[-1].wait()
+            self.values.update(items)
+
+    gates: list[anyio.Event] = []
+    rows, store = {1: "old", 2: "two"}, Slow()
+    store.answer.set()
+
+    async def fetch(keys: list[int]) -> list[str]:
+        return [rows[key] for key in keys]
+
+    async with DataLoader(fetch, value_cache=store, cache=False) as loader:
+        for _ in range(2):
+            assert await loader.load(1) == "old"
+            await wait_all_tasks_blocked()
+        rows[1] = "new"
+        loader.clear(1)
+        for gate in gates:
+            assert await loader.load_many([1, 2]) == ["new", "two"]
+            gate.set()
+            await wait_all_tasks_blocked()
+        assert await loader.load(1) == "new"
+    assert store.values == {1: "new", 2: "two"}
+
+
 async def test_what_a_cache_does_with_its_arguments_changes_nothing() -> None:
     class Consumes(Store):
         async def get_many(self, keys: Any) -> dict[int, str]:
