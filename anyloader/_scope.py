@@ -724,7 +724,7 @@ def batch_loader(function: Any = None, /, **options: Any) -> Any:
         )
     if function is None:
         return partial(_decorated, options)
-    return _decorated({}, function)
+    return _decorated(options, function)  # type checkers know none here, but nothing drops them
 
 
 def _decorated(options: Any, function: Any) -> BatchLoader[Any, Any]:

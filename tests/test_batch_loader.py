@@ -63,6 +63,19 @@ async def test_a_batch_loader_states_the_options_of_its_loaders() -> None:
     assert sorted(calls) == [("halve", [1, 1]), ("halve", [3])]
 
 
+async def test_options_beside_the_function_itself_count_too() -> None:
+    sizes: list[int] = []
+
+    async def fetch(keys: list[int]) -> list[int]:
+        sizes.append(len(keys))
+        return keys
+
+    made = cast(Any, batch_loader)(fetch, max_batch_size=2)
+    async with LoaderScope():
+        assert await made.load_many(range(3)) == [0, 1, 2]
+    assert sizes == [2, 1]
+
+
 async def test_a_batch_loader_offers_what_a_loader_does() -> None:
     async with LoaderScope() as scope:
         loader = scope.get(negate)
