@@ -56,7 +56,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 from anyio import TaskCancelled, TaskFailed, TaskNotFinished
 from anyio.lowlevel import checkpoint_if_cancelled
 
-from ._backend import Backend, delegate, prove_stack_room
+from ._backend import Backend, delegate, prove_stack_room, running_backend
 from ._deadlock import begin_wait, end_wait
 from ._errors import LoadCancelledError
 from ._results import AWAITS, Failure, ResultRules, aligned, counted, outcome_of, traceback_of
@@ -79,6 +79,7 @@ __all__ = (
     "LoadHandle",
     "LoadManyHandle",
     "Parked",
+    "await_settled",
     "batch_of",
     "batches_of",
     "extend",
@@ -163,9 +164,12 @@ class _Driven(Coroutine[Any, Any, T_co]):
         pair = getattr(self, "_drives", None)
         if pair is None:
             batch = self._pending_in()
-            if batch is None:  # settled, so the iterator ends with the first step
-                return getattr(self.__await__(), method)(argument)
-            pair = self._drives = (batch.backend, {})
+            backend: Any = running_backend() if batch is None else batch.backend
+            if (
+                backend is None
+            ):  # settled, and where nothing is cancelled: it ends with the first step
+                return getattr(await_settled(self), method)(argument)
+            pair = self._drives = (backend, {})
         backend, drives = pair
         task = backend.current_task()
         iterator = drives.get(task)
@@ -191,7 +195,8 @@ class LoadHandle(_Driven[V_co]):
     One load, on its way or settled; ``loader.load(key)`` returns it.
 
     It can be awaited any number of times, by any number of tasks. Awaiting a settled handle returns
-    at once, without a checkpoint; awaiting a pending one is a checkpoint. It also passes for a
+    at once, without a checkpoint (but a load that was cancelled lets a cancellation of the waiter go
+    first); awaiting a pending one is a checkpoint. It also passes for a
     coroutine, for those who ask: ``task_group.start_soon(loader.load, key)``,
     ``asyncio.create_task(loader.load(key))`` and the like work.
 
@@ -290,7 +295,7 @@ class LoadHandle(_Driven[V_co]):
         """
         await delegate(self.__await__(False))
 
-    def __await__(self, outcome: bool = True) -> Generator[Any, Any, V_co]:
+    def __await__(self, outcome: bool = True, may_wait: bool = True) -> Generator[Any, Any, V_co]:
         # All in one generator, with nothing to delegate to but the waiter: it runs for every load
         # that is awaited.
         batch: Any = self._batch
@@ -331,7 +336,7 @@ class LoadHandle(_Driven[V_co]):
         # The traceback will hold this frame, which shall hold nothing that holds the error.
         batch = waiter = origin = None
         try:
-            if type(value.exception) is LoadCancelledError:
+            if may_wait and type(value.exception) is LoadCancelledError:
                 # What has cancelled the batch may be about to reach who awaits it, too.
                 yield from checkpoint_if_cancelled().__await__()
             raise value.renewed()
@@ -446,7 +451,7 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
         self._next = i
         return i == n or handles[i]._batch is None
 
-    def __await__(self) -> Generator[Any, Any, list[V]]:
+    def __await__(self, may_wait: bool = True) -> Generator[Any, Any, list[V]]:
         if self._batches and not self._is_settled():
             yield from self._until_settled()
         if self._batches and self._next < len(self._handles):
@@ -462,7 +467,7 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
             return values
         failure: Failure = next(value for value in values if type(value) is Failure)
         try:
-            if type(failure.exception) is LoadCancelledError:  # as in LoadHandle
+            if may_wait and type(failure.exception) is LoadCancelledError:  # as in LoadHandle
                 yield from checkpoint_if_cancelled().__await__()
             raise failure.renewed()
         finally:
@@ -631,6 +636,12 @@ def batch_of(handle: LoadHandle[Any]) -> Batch | None:
 def outcome_in(handle: LoadHandle[Any]) -> Any:
     """Return the value of a settled handle, or its failure."""
     return handle._value
+
+
+def await_settled(load: Any) -> Generator[Any, Any, Any]:
+    """What awaiting a settled load comes to, by one step, whatever is being cancelled."""
+    steps: Generator[Any, Any, Any] = load.__await__(may_wait=False)
+    return steps
 
 
 def batches_of(load: LoadHandle[Any] | LoadManyHandle[Any]) -> tuple[Batch, ...]:

@@ -16,7 +16,16 @@ from collections.abc import Callable, Generator, Iterable, MutableMapping
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from ._batch import LoadHandle, LoadManyHandle, Parked, batches_of, is_pending, outcome_in, park
+from ._batch import (
+    LoadHandle,
+    LoadManyHandle,
+    Parked,
+    await_settled,
+    batches_of,
+    is_pending,
+    outcome_in,
+    park,
+)
 from ._dataloader import DataLoader as _DataLoader
 from ._errors import LoaderError
 from ._options import default_name
@@ -143,9 +152,10 @@ class LoadFuture(Generic[T]):
             return value
         if self._error is not None:
             raise self._error
-        outcome = self.__await__()
+        if self._cancelled:
+            raise self._make_cancelled_error()
         try:
-            outcome.send(None)
+            await_settled(self._handle).send(None)
         except StopIteration as stop:
             value = stop.value
             return value

@@ -8,7 +8,13 @@ from typing import Any
 import anyio
 import pytest
 
-from anyloader import LoadDeadlockError, LoaderClosedError, LoaderScope, schedules
+from anyloader import (
+    LoadCancelledError,
+    LoadDeadlockError,
+    LoaderClosedError,
+    LoaderScope,
+    schedules,
+)
 from anyloader._dispatcher import ambient
 from anyloader.compat import DataLoader
 from support import Recorder, wait_all_tasks_blocked
@@ -272,3 +278,18 @@ async def test_a_batch_function_that_gave_up_a_future_does_not_wait_for_it() -> 
         resumed = anyio.Event()
         wanted: Any = asyncio.gather(outer.load(1), inner.load(1))
         assert await wanted == [1, 1]
+
+
+async def test_who_is_cancelled_can_ask_a_future_whose_load_was() -> None:
+    """``result`` waits for nothing, not even for the cancellation of who asks."""
+    async with LoaderScope() as scope:
+        loader = DataLoader(Recorder(same))
+        futures: list[Any] = [loader.load(1), loader.load_many([2, 3])]
+        scope.cancel("the test ends")
+        with anyio.CancelScope() as around:
+            around.cancel()
+            for future in futures:
+                with pytest.raises(LoadCancelledError):
+                    future.result()
+                assert isinstance(future.exception(), LoadCancelledError)
+    assert not around.cancelled_caught

@@ -15,13 +15,13 @@ import anyio.to_thread
 import pytest
 from anyio.lowlevel import checkpoint
 
-from anyloader import (
-    DataLoader,
-    schedules,
-)
+from anyloader import DataLoader, LoadCancelledError, LoaderScope, schedules
 from support import Recorder, wait_all_tasks_blocked
 from support.handles import KINDS, Ask, tens
 from support.loads import double
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
 
 pytestmark = pytest.mark.anyio
 
@@ -511,3 +511,25 @@ async def test_a_handle_that_is_resumed_too_early_says_so() -> None:
         with pytest.raises(RuntimeError, match="resumed before it settled"):
             load.send(None)
         assert await load == 2
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_a_task_made_of_a_load_that_was_cancelled(many: bool, is_cancelled: bool) -> None:
+    """It looks whether it is cancelled itself, which takes a step more than its error does."""
+    async with LoaderScope() as scope:
+        loader = scope.get(double)
+        load: Any = loader.load_many([1, 2]) if many else loader.load(1)
+        scope.cancel("the test ends")
+        errors: list[BaseException] = []
+        try:
+            async with anyio.create_task_group() as tg:
+                nursery: Any = getattr(
+                    tg, "_nursery", tg
+                )  # trio's takes what it steps through itself
+                nursery.start_soon(lambda: load)
+                if is_cancelled:
+                    tg.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            errors.extend(group.exceptions)
+    assert [type(error) for error in errors] == ([] if is_cancelled else [LoadCancelledError])

@@ -50,9 +50,19 @@ import anyio
 from anyio.lowlevel import checkpoint
 from graphql import GraphQLError
 
-from .._backend import TrioBackend, running_backend
-from .._batch import LoadHandle, LoadManyHandle, Parked, batches_of, is_pending, park
+from .._backend import TrioBackend, delegate, running_backend
+from .._batch import (
+    LoadHandle,
+    LoadManyHandle,
+    Parked,
+    await_settled,
+    batches_of,
+    is_pending,
+    outcome_in,
+    park,
+)
 from .._dispatcher import ambient
+from .._results import Failure
 from ..schedules import DEFAULT_MAX_ROUNDS, duration
 
 if TYPE_CHECKING:
@@ -377,7 +387,9 @@ def awaited(awaitable: Any, executor: Any = None) -> Any:
     if kind is not LoadHandle and kind is not LoadManyHandle:
         return _natively(unit, scheduler, awaitable)
     if not is_pending(awaitable):
-        return awaitable
+        # One that was cancelled would look whether it is to wait, of which the task knows nothing.
+        is_value = kind is LoadHandle and type(outcome_in(awaitable)) is not Failure
+        return awaitable if is_value else delegate(await_settled(awaitable))
     unit.park(awaitable)
     return _settled(awaitable)
 
@@ -390,7 +402,7 @@ async def resolved(awaitable: Awaitable[Any]) -> Any:
 @coroutine
 def _settled(load: _Load) -> Generator[Any, Any, Any]:
     yield _PARKED
-    return (yield from load.__await__())
+    return (yield from await_settled(load))
 
 
 @coroutine
