@@ -393,7 +393,7 @@ class LoadHandle(_Driven[V_co]):
             backend = batch.backend
             if backend.current() is not backend.token or not batch.has_task:
                 batch.scope.check_await(batch)
-        return None if self._batch is None else Parked(self, (batch,), waiter)
+        return None if self._batch is None else Parked(self, (self._batch,), waiter)
 
     def __repr__(self) -> str:
         detail = f" of {self._batch!r}" if self._batch is not None else ""
