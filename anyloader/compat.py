@@ -198,10 +198,8 @@ class LoadFuture(Generic[T]):
             if not self._done:
                 try:
                     self._parked = park(self._handle, self._call_back)
-                except (
-                    Exception
-                ) as exc:  # of another event loop, or a deadlock: this await has failed
-                    self._error = exc
+                except Exception as exc:
+                    self._error = exc  # of another event loop, or a deadlock: this await has failed
             if self._parked is None:
                 self._call_back()
 

@@ -533,3 +533,21 @@ async def test_a_task_made_of_a_load_that_was_cancelled(many: bool, is_cancelled
         except BaseExceptionGroup as group:
             errors.extend(group.exceptions)
     assert [type(error) for error in errors] == ([] if is_cancelled else [LoadCancelledError])
+
+
+def test_what_has_settled_can_be_driven_where_no_event_loop_runs() -> None:
+    loads: list[Any] = []
+
+    async def main() -> None:
+        async with LoaderScope() as scope:
+            loads.append(scope.get(double).load(1))
+            await loads[0]
+            loads.append(scope.get(double).load(2))
+            scope.cancel("the test ends")
+
+    anyio.run(main)
+    with pytest.raises(StopIteration) as stop:
+        loads[0].send(None)
+    assert stop.value.value == 2
+    with pytest.raises(LoadCancelledError):
+        loads[1].send(None)
