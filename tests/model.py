@@ -201,7 +201,7 @@ class Model:
             for batch in list(self.batches):
                 if batch.state in ("sealed", "running") and not batch.is_wanted:
                     self.finish(batch, CANCELLED)
-        self._go_on_leaving()
+        self.go_on_leaving()
 
     # The cache
 
@@ -353,7 +353,7 @@ class Model:
         self.batches.remove(batch)
         for hit, outcome in batch.deferred.items():
             hit.settle(outcome)
-        self._go_on_leaving()
+        self.go_on_leaving()
 
     # Leaving
 
@@ -365,11 +365,12 @@ class Model:
                 self.finish(batch, CANCELLED)
             elif batch.state == "open" and batch.is_awaited and not self.foreign:
                 self.seal(batch)
-        self._go_on_leaving()
+        self.go_on_leaving()
         if cancelled:
             self._end()
 
-    def _go_on_leaving(self) -> None:
+    def go_on_leaving(self) -> None:
+        """Cancel what nobody awaits."""
         while self.state == "leaving":
             unwanted = [b for b in self.batches if not b.is_awaited and not self.foreign]
             if unwanted:

@@ -249,3 +249,31 @@ async def test_the_block_of_a_loader_ends_by_an_error_and_not_by_a_bare_cancella
             await (await load_and_cancel_what_it_started(loader))
     if sys.version_info >= (3, 11):
         assert not task.cancelling()
+
+
+async def test_a_stream_is_not_waited_for_when_all_has_come_that_was_awaited() -> None:
+    """The load_many goes on waiting, but for another batch."""
+    events: list[str] = []
+    other = anyio.Event()
+
+    async def stream_on(keys: list[int]) -> AsyncIterator[tuple[int, int]]:
+        if keys == [1]:
+            await other.wait()
+        yield keys[0], keys[0]
+        try:
+            await anyio.sleep_forever()
+        finally:
+            events.append(f"{keys[0]} was cancelled")
+            other.set()
+
+    async def wait() -> None:
+        assert await many == [1, 2]
+        events.append("got both")
+
+    async with anyio.create_task_group() as tg:
+        async with DataLoader(stream_on, max_batch_size=1) as loader:
+            many = loader.load_many([1, 2])
+            tg.start_soon(wait)
+            await wait_all_tasks_blocked()
+    assert sorted(events) == ["1 was cancelled", "2 was cancelled", "got both"]
+    assert events[0] == "2 was cancelled"

@@ -334,6 +334,8 @@ class Machine(RuleBasedStateMachine):
             else:
                 outcome = Outcome(error=value) if fails else Outcome(value)
                 self.model.settle_key(batch, cache_key, outcome)
+                # It may have been the last one that somebody awaited, as part of a load_many.
+                self.model.go_on_leaving()
         elif kind == "end":
             order = None
             self.model.finish(batch, {})
