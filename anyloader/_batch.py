@@ -165,9 +165,8 @@ class _Driven(Coroutine[Any, Any, T_co]):
         if pair is None:
             batch = self._pending_in()
             backend: Any = running_backend() if batch is None else batch.backend
-            if (
-                backend is None
-            ):  # settled, and where nothing is cancelled: it ends with the first step
+            if backend is None:
+                # Settled, and where nothing is cancelled: the iterator ends with the first step.
                 return getattr(await_settled(self), method)(argument)
             pair = self._drives = (backend, {})
         backend, drives = pair
@@ -586,18 +585,20 @@ class Parked:
         load._enter(batches[0], self)
 
     def set_result(self, _: None) -> None:
-        self._load = None
-        if self._origin is not None:
-            end_wait(self._origin, self._batches)
+        self._end()
         self._waiter()
 
     def leave(self) -> None:
         """Give up waiting, as a task does that is cancelled; nothing if it has settled."""
         if self._load is not None:
-            load, self._load = self._load, None
-            if self._origin is not None:
-                end_wait(self._origin, self._batches)
+            load = self._load
+            self._end()
             load._leave(self._batches[0], self)
+
+    def _end(self) -> None:
+        self._load = None
+        if self._origin is not None:
+            end_wait(self._origin, self._batches)
 
 
 AWAITS |= {LoadHandle.__await__.__code__, LoadManyHandle.__await__.__code__}

@@ -268,9 +268,8 @@ class Dispatcher(Workers):
                 raise LoaderClosedError(closed(batch.name))
             if not isinstance(batch.schedule, Polling):
                 batch.schedule = _WHILE_LEAVING
-        if (
-            "trio" in sys.modules and not self.backend.is_here()
-        ):  # the one may be a guest of the other
+        # One event loop may be a guest of the other.
+        if "trio" in sys.modules and not self.backend.is_here():
             raise RuntimeError(ELSEWHERE)
         if not isinstance(batch.schedule, Manual):
             if not self._owns_group and has_ended(self._group):

@@ -255,7 +255,7 @@ class Workers:
                 if (
                     batch.state is _batch.OPEN
                     and not batch.gates
-                    and ((is_quiet and batch.schedule.ends_when_quiet) or self._is_due(batch))
+                    and self._may_leave(batch, is_quiet)
                 ):
                     batch.seal("schedule", True)
                     if len(self._counted) == 1:  # no hook has loaded
@@ -266,7 +266,7 @@ class Workers:
             staying: list[Batch] = []
             for batch in self._counted:
                 if batch.state is _batch.OPEN:
-                    leaves = (is_quiet and batch.schedule.ends_when_quiet) or self._is_due(batch)
+                    leaves = self._may_leave(batch, is_quiet)
                     (leaving if leaves else staying).append(batch)
                 elif batch.worker_scope is None and batch.state is _batch.SEALED:
                     leaving.append(batch)  # who sealed it was interrupted before it could be sent
@@ -282,7 +282,9 @@ class Workers:
                 return None
         return _LEAD
 
-    def _is_due(self, batch: Batch) -> bool:
+    def _may_leave(self, batch: Batch, is_quiet: bool) -> bool:
+        if is_quiet and batch.schedule.ends_when_quiet:
+            return True
         if batch.due is None:
             batch.due = self._round + batch.schedule.rounds
         return self._round >= batch.due  # pyright: ignore[reportOperatorIssue]

@@ -194,14 +194,13 @@ class LoadFuture(Generic[T]):
     ) -> None:
         """Call ``fn(self)`` soon after this is done. Under asyncio only."""
         self._callbacks.append((fn, copy_context() if context is None else context))
+        if self._parked is None and not self._done:
+            try:
+                self._park()
+            except Exception as exc:  # of another event loop, or a deadlock: this await has failed
+                self._error = exc
         if self._parked is None:
-            if not self._done:
-                try:
-                    self._parked = park(self._handle, self._call_back)
-                except Exception as exc:
-                    self._error = exc  # of another event loop, or a deadlock: this await has failed
-            if self._parked is None:
-                self._call_back()
+            self._call_back()
 
     def remove_done_callback(self, fn: Callable[[LoadFuture[T]], object], /) -> int:
         """Do not call ``fn``; return how often it would have been called."""
@@ -278,7 +277,7 @@ class DataLoader(_DataLoader[K, V]):
     @overload
     def __init__(
         self: DataLoader[K2, V2 | None],
-        batch_load_fn: MappingFn[K2, V2],
+        batch_load_fn: MappingFn[K2, V2] | StreamFn[K2, V2],
         batch: bool | None = ...,
         max_batch_size: int | None = ...,
         cache: bool | None = ...,
@@ -295,18 +294,6 @@ class DataLoader(_DataLoader[K, V]):
         max_batch_size: int | None = ...,
         cache: bool | None = ...,
         get_cache_key: Callable[[K], Any] | None = ...,
-        cache_map: MutableMapping[Any, LoadHandle[Any]] | None = ...,
-        loop: asyncio.AbstractEventLoop | None = ...,
-        **options: Any,
-    ) -> None: ...
-    @overload
-    def __init__(
-        self: DataLoader[K2, V2 | None],
-        batch_load_fn: StreamFn[K2, V2],
-        batch: bool | None = ...,
-        max_batch_size: int | None = ...,
-        cache: bool | None = ...,
-        get_cache_key: Callable[[K2], Any] | None = ...,
         cache_map: MutableMapping[Any, LoadHandle[Any]] | None = ...,
         loop: asyncio.AbstractEventLoop | None = ...,
         **options: Any,

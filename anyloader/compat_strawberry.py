@@ -84,7 +84,7 @@ class DataLoader(compat.DataLoader[K, V]):
     @overload
     def __init__(
         self: DataLoader[K2, V2 | None],
-        load_fn: MappingFn[K2, V2],
+        load_fn: MappingFn[K2, V2] | StreamFn[K2, V2],
         max_batch_size: int | None = ...,
         cache: bool = ...,
         loop: asyncio.AbstractEventLoop | None = ...,
@@ -101,17 +101,6 @@ class DataLoader(compat.DataLoader[K, V]):
         loop: asyncio.AbstractEventLoop | None = ...,
         cache_map: AbstractCache[K, Any] | MutableMapping[Any, LoadHandle[Any]] | None = ...,
         cache_key_fn: Callable[[K], Any] | None = ...,
-        **options: Any,
-    ) -> None: ...
-    @overload
-    def __init__(
-        self: DataLoader[K2, V2 | None],
-        load_fn: StreamFn[K2, V2],
-        max_batch_size: int | None = ...,
-        cache: bool = ...,
-        loop: asyncio.AbstractEventLoop | None = ...,
-        cache_map: AbstractCache[K2, Any] | MutableMapping[Any, LoadHandle[Any]] | None = ...,
-        cache_key_fn: Callable[[K2], Any] | None = ...,
         **options: Any,
     ) -> None: ...
     def __init__(
