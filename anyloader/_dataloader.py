@@ -142,8 +142,8 @@ class DataLoader(Generic[K, V]):
     **Leaving** waits for the batches that some task awaits and cancels all others. It lets other
     tasks run if there ever was a batch, but is a checkpoint for cancellation only if it has to wait;
     if that is cancelled, all batches are. If the body raised or was cancelled, all batches are
-    cancelled, and the exception comes out as it is. What was cleared is deleted from the value cache in
-    any case, for which up to a second is taken.
+    cancelled, and the exception comes out as it is. What was cleared is deleted from the value cache once
+    more in any case, for which up to two seconds are taken.
 
     **Threads.** All calls belong in the event loop in which the loader was opened.
     """
@@ -443,8 +443,8 @@ class DataLoader(Generic[K, V]):
         Forget one key; who loads it next fetches it anew.
 
         Loads on their way are not affected and get the old result, which is not cached any more. In
-        the value cache it is deleted before the next batch asks, and at the latest when the scope is
-        left, in whatever way.
+        the value cache it is deleted by a task that starts now, and again when the scope is left, in
+        whatever way; until that is done, no batch of this loader asks for it there.
 
         :param key: as for :meth:`load`
         :raises TypeError: if the key cannot be hashed

@@ -386,7 +386,8 @@ class Dispatcher(Workers):
             self.state = CLOSED
             try:
                 if self.to_delete:
-                    await self._delete_the_rest()
+                    await _delete(*(level.delete_again for level in self.to_delete))
+                    self.to_delete.clear()
             finally:
                 self._forget()
         if leaving is not exc and leaving is not None:
@@ -466,34 +467,32 @@ class Dispatcher(Workers):
         # From now on only those have to be looked at that somebody gives up.
         self._decided = True
 
-    async def _delete_the_rest(self) -> None:
-        """What was cleared last has no next batch that would delete it for other processes."""
-        await _delete(*self.to_delete)
-        self.to_delete.clear()
+    @property
+    def deletes_again(self) -> bool:
+        """Whether what was deleted is deleted on the way out too: that of a shared scope may be far."""
+        return self.entered and not self.is_shared
 
     def delete_soon(self, level: Any) -> None:
-        """Where no way out will do it, or not for long, a task deletes what was cleared."""
+        """A task deletes what was cleared, and the way out what that could not."""
         if self.entered:
             self.to_delete[level] = None
-            if not self.is_shared:
-                return
         if self.token is not None and self._group is not None and not has_ended(self._group):
             self._has_started = True
             try:
                 # A foreign group that is cancelled right after ``clear`` is a way out, too.
-                self.context.run(self._start_task, _delete, level, name="anyloader: delete")
+                self.context.run(self._start_task, _delete, level.delete, name="anyloader: delete")
             except RuntimeError:  # the group has ended after all
                 pass
 
 
-async def _delete(*levels: Any) -> None:
+async def _delete(*deletions: Any) -> None:
     """Delete what was cleared, whatever cancels this, if the value caches answer in time."""
     end = anyio.current_time() + _FAREWELL
-    for number, level in enumerate(levels):
+    for number, delete in enumerate(deletions):
         # One that hangs leaves the others their share, and one that is quick leaves them its own.
-        share = (end - anyio.current_time()) / (len(levels) - number)
+        share = (end - anyio.current_time()) / (len(deletions) - number)
         with anyio.move_on_after(share, shield=True):
-            await level.delete()
+            await delete()
 
 
 def _still_open(scope: Dispatcher | None) -> Dispatcher | None:

@@ -8,6 +8,10 @@ A value that was cleared must not come back from there. So a key is *doomed* fro
 ``delete_many`` has returned, and longer if a batch that had read the old value was still storing it:
 then it is deleted once more. While it is doomed nobody asks for it, and who had read it before does not
 store it.
+
+It is deleted at once, as the next request of a client may follow before this one's scope is left; and
+again when the scope is left, as what was cleared in a transaction may have been read by others before
+it was committed, or by this scope before it was rolled back.
 """
 
 from __future__ import annotations
@@ -32,6 +36,10 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 _FAILED: Any = object()
+
+# Of how many keys a scope deletes again what it has deleted already. A request clears fewer, and a scope
+# that is as old as its program must not remember all that it ever cleared: these take about a megabyte.
+_MOST_AGAIN = 10_000
 
 
 class ValueCache(Protocol[K, V]):
@@ -137,8 +145,10 @@ class SecondLevel:
         #: What is being stored now: when the batches began that store this cache key.
         self._storing: dict[Any, list[int]] = {}
 
-        #: Where what was cleared is deleted, at the latest on the way out.
+        #: Where what was cleared is deleted: at once, and again on the way out.
         self._scope: Any = None
+        #: Keys that were deleted and will be again, the last one last.
+        self._again: OrderedDict[Any, int] = OrderedDict()
         self._is_due = False
 
     def attach(self, scope: Any) -> None:
@@ -301,6 +311,16 @@ class SecondLevel:
             for key, when in doomed.items():
                 if self._doomed.get(key) == when:  # or it was cleared again
                     del self._doomed[key]
+                if self._scope is not None and self._scope.deletes_again:
+                    self._again[key] = when
+            while len(self._again) > _MOST_AGAIN:
+                self._again.popitem(last=False)
+
+    async def delete_again(self) -> None:
+        """On the way out: delete what was cleared, whether it was deleted before or not."""
+        self._doomed = {**self._again, **self._doomed}
+        self._again.clear()
+        await self.delete()
 
     async def _try(
         self, batch: int, operation: str, call: Callable[[Any], Awaitable[Any]], argument: object

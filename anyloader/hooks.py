@@ -129,7 +129,7 @@ class ValueCacheFailed(NamedTuple):
     """A call of the value cache raised, or returned what it must not; loads do without it."""
 
     loader: str
-    #: 0 for what was cleared last, and is deleted when the scope is left.
+    #: 0 where what was cleared is deleted by no batch: at once, or when the scope is left.
     batch: int
     #: "get_many", "set_many" or "delete_many"
     operation: str

@@ -110,9 +110,10 @@ class Model:
     missing: Callable[[Any], Outcome] = lambda key: Outcome()
     #: Whether batches are fed by an async generator.
     streams: bool = False
-    #: What the value cache has, where there is one; and what is to be deleted there.
+    #: What the value cache has, where there is one; what is to be deleted there, and again at the end.
     values: dict[Any, Any] | None = None
     to_delete: set[Any] = field(default_factory=set)
+    cleared: set[Any] = field(default_factory=set)
 
     #: "open", "leaving" or "closed"; then a foreign group answers hits, and no more.
     state: str = "open"
@@ -223,6 +224,7 @@ class Model:
 
     def _forget_value(self, cache_key: Any) -> None:
         self.to_delete.add(cache_key)
+        self.cleared.add(cache_key)
         for batch in self.batches:
             if batch.state == "running":
                 batch.cleared.add(cache_key)
@@ -383,6 +385,7 @@ class Model:
     def _end(self) -> None:
         self.state = "closed"
         if not self.foreign:
+            self.to_delete |= self.cleared
             self.delete_values()
             if self.cache is not None and not self.keeps_map:
                 self.cache.clear()

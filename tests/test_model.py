@@ -404,7 +404,7 @@ class Machine(RuleBasedStateMachine):
                     self.opened.setdefault(batch, self.now)
             self._start_batches()
             self._wait_for_tokens()
-            if model.foreign and model.state != "closed":
+            if model.state != "closed":
                 model.delete_values()
             for group in self.groups:
                 for waiter in group.waiters:

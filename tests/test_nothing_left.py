@@ -311,7 +311,10 @@ async def test_an_open_loader_keeps_nothing_but_its_cache(
             loader.clear_all()
             before = before or census()
         assert census() == before
-        assert len(watched) == 0
+        # And the keys that it has to delete again when it is left.
+        clears = name in ("a_key_primed_while_queued", "a_key_cleared_while_queued")
+        cleared = 3 if clears and options == "value cache" else 0
+        assert [data.name for data in watched] == ["key"] * cleared
 
 
 def forget_errors(loader: Loader) -> None:

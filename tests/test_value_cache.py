@@ -8,6 +8,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -239,6 +240,44 @@ async def test_clear_deletes_there_before_the_next_batch_asks() -> None:
     assert store.calls[1:3] == [("delete", [1, 2]), ("get", [1, 2])]
 
 
+async def test_what_was_cleared_is_deleted_at_once() -> None:
+    """The client may ask again before the scope of its first request is left."""
+    store = Store({1: "stale", 2: "stale"})
+    async with DataLoader(Recorder(str), value_cache=store) as loader:
+        loader.clear(1)
+        await wait_all_tasks_blocked()
+        assert store.values == {2: "stale"}
+        loader.prime(2, "new", force=True)
+        await wait_all_tasks_blocked()
+        assert store.values == {}
+
+
+@pytest.mark.parametrize("how", ["raises", "is cancelled", "ends"])
+async def test_what_was_cleared_is_deleted_again_on_the_way_out(how: str) -> None:
+    """Another request may have read it before it was committed, or this one before it was rolled back."""
+    store = Store({1: "stale", 2: "kept"})
+    with anyio.CancelScope() as cancelling, suppress(Boom):
+        async with DataLoader(Recorder(str), value_cache=store) as loader:
+            assert await loader.clear(1).load(1) == "1"
+            await wait_all_tasks_blocked()
+            assert store.values == {1: "1", 2: "kept"}
+            if how == "raises":
+                raise Boom
+            if how == "is cancelled":
+                cancelling.cancel()
+                await anyio.lowlevel.checkpoint()
+    assert store.values == {2: "kept"}
+
+
+async def test_of_what_a_long_scope_clears_it_deletes_again_the_last_ten_thousand() -> None:
+    store = Store()
+    async with DataLoader(Recorder(str), value_cache=store) as loader:
+        for first in range(0, 12_000, 4000):
+            loader.clear_many(range(first, first + 4000))
+            await wait_all_tasks_blocked()
+    assert store.calls[-1] == ("delete", list(range(2000, 12_000)))
+
+
 async def test_what_is_cleared_last_is_deleted_on_the_way_out() -> None:
     store = Store({1: "stale", 2: "kept"})
     async with DataLoader(Recorder(str), value_cache=store) as loader:
@@ -259,7 +298,8 @@ async def test_clear_deletes_a_key_that_was_never_loaded_here() -> None:
     store = Store({1: "old"})
     async with DataLoader(Recorder(str), value_cache=store) as loader:
         assert await loader.clear(1).load(1) == "1"
-    assert store.values == {1: "1"}
+        await wait_all_tasks_blocked()
+        assert store.values == {1: "1"}
 
 
 async def test_clear_all_deletes_what_the_loader_has_cached() -> None:
@@ -312,7 +352,8 @@ async def test_a_key_cleared_and_loaded_again_in_flight_is_fetched_and_stored_an
         assert await new == "second"
         gate.set()
         assert await old == "first"
-    assert store.values == {1: "second"}
+        await wait_all_tasks_blocked()
+        assert store.values == {1: "second"}
 
 
 async def test_clear_while_queued_deletes_before_this_batch_asks() -> None:

@@ -77,8 +77,8 @@ async def test_an_operation_that_raises_is_told_and_no_load_fails(operation: str
         assert await loader.clear(0).load_many([1, 2]) == ["1", "2"]
         assert await loader.load(1) == "1"
     assert fetch.calls == [[1, 2]]
-    # What could not be deleted is tried once more on the way out.
-    times = 2 if operation == "delete_many" else 1
+    # What could not be deleted at once is tried again before the batch, and on the way out.
+    times = 3 if operation == "delete_many" else 1
     assert failures.told == [(operation, "Boom()")] * times
 
 
@@ -132,7 +132,7 @@ async def test_a_method_that_is_not_async_is_told_and_no_load_fails() -> None:
     async with DataLoader(Recorder(str), value_cache=plain, hooks=[failures]) as loader:
         assert await loader.clear(0).load(1) == "1"
     told = [operation for operation, _ in failures.told]
-    assert told == ["delete_many", "get_many", "set_many", "delete_many"]
+    assert told == ["delete_many", "delete_many", "get_many", "set_many", "delete_many"]
 
 
 async def test_a_key_that_could_not_be_deleted_is_not_taken_from_there() -> None:
@@ -148,7 +148,7 @@ async def test_deleting_is_tried_again_before_the_next_batch() -> None:
         await loader.clear(1).load(2)
         store.operation = "none any more"
         assert await loader.load(1) == "1"
-    assert [keys for what, keys in store.calls if what == "delete"] == [[1]]
+        assert [keys for what, keys in store.calls if what == "delete"] == [[1]]
 
 
 @pytest.mark.only_on("asyncio")  # where anybody can raise that
@@ -209,7 +209,7 @@ async def test_whoever_gives_up_on_one_that_hangs_ends_it_and_can_load_again(
             await loader.load(1)
         assert scope.cancelled_caught
         await wait_all_tasks_blocked()
-        assert store.cancelled == 1
+        assert store.cancelled == (2 if operation == "delete_many" else 1)  # the one at once, too
         store.operation = "none any more"
         assert await loader.load(1) == "1"
     assert fetch.calls == [[1]]
@@ -225,8 +225,8 @@ async def test_one_that_hangs_does_not_outlive_a_block_that_raises(operation: st
             loader.clear(1).load(1)
             await anyio.sleep(1)
             raise Boom
-    # Deleting is tried once more on the way out, for a second.
-    assert store.cancelled == (2 if operation == "delete_many" else 1)
+    # Deleting is tried at once, by the batch and once more on the way out, for a second.
+    assert store.cancelled == (3 if operation == "delete_many" else 1)
 
 
 @pytest.mark.virtual_time
@@ -350,12 +350,11 @@ async def test_a_key_cleared_again_while_it_is_deleted_is_deleted_again() -> Non
     store = Slow({1: "old"})
     async with DataLoader(Recorder(str), value_cache=store) as loader:
         loader.clear(1)
-        async with anyio.create_task_group() as tg:
-            tg.start_soon(loader.load, 2)
-            await deleting.wait()
-            loader.clear(1)
-            gate.set()
-    assert [call for call in store.calls if call[0] == "delete"] == [("delete", [1])] * 2
+        await deleting.wait()
+        loader.clear(1)
+        gate.set()
+        await wait_all_tasks_blocked()
+        assert [call for call in store.calls if call[0] == "delete"] == [("delete", [1])] * 2
 
 
 async def test_in_a_foreign_group_what_was_cleared_is_deleted_at_once() -> None:
@@ -415,8 +414,8 @@ async def test_one_that_hangs_on_the_way_out_keeps_no_other_from_its_turn() -> N
         for cache in hanging, store, late:
             scope.get(batch_loader(value_cache=cache)(other)).clear(1)
     assert store.values == {}
-    assert hanging.cancelled == late.cancelled == 1
-    assert anyio.current_time() - start == pytest.approx(1)
+    assert hanging.cancelled == late.cancelled == 2
+    assert anyio.current_time() - start == pytest.approx(2)  # of which one passes at once
 
 
 async def test_a_deletion_that_fails_on_the_way_out_is_told_as_of_no_batch() -> None:
@@ -436,7 +435,7 @@ async def test_a_deletion_that_fails_on_the_way_out_is_told_as_of_no_batch() -> 
         loader.clear(1)
     assert [(type(event), event.batch, event.operation) for event in told] == [
         (ValueCacheFailed, 0, "delete_many")
-    ]
+    ] * 2  # at once, and on the way out
 
 
 @pytest.mark.virtual_time

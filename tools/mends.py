@@ -85,8 +85,8 @@ MENDS = {
     "deleted": Mend(
         "what was cleared is deleted on the way out",
         "_dispatcher.py",
-        "                await level.delete()\n",
-        "                pass\n",
+        "await _delete(*(level.delete_again for level in self.to_delete))\n",
+        "pass\n",
     ),
     "leaving": Mend(
         "leaving waits for what a wanted function has loaded",
