@@ -1,5 +1,5 @@
 """
-Who waits for whom: an await by which a batch function would wait for itself is refused.
+Who waits for whom: an await by which a batch function, or a schedule, would wait for itself is refused.
 
 A function goes on when everything that it awaits can, and a batch that was not sent yet when one of
 those ends who hold the tokens that it needs. So each batch *needs* some sets of batches, of each of
@@ -24,11 +24,11 @@ __all__ = ("begin_wait", "end_wait")
 
 def begin_wait(origin: Batch, batches: Sequence[Batch]) -> None:
     """
-    The function of ``origin`` is about to await loads of other batches.
+    The function of ``origin``, or its schedule, is about to await loads of other batches.
 
     :raises LoadDeadlockError: if one of ``batches`` could not end before it does
     """
-    if not origin.is_at_work:
+    if not origin.is_at_work and origin.schedule_scope is None:
         return  # a task that it left behind: nobody waits for that
     if _may_be_needed(origin) or origin in batches:
         _check(origin, batches)
@@ -63,12 +63,13 @@ def _needs(batch: Batch, waiter: Batch) -> list[Iterable[Batch]]:
 
     :param waiter: whose function is about to await, and so does not end by itself
     """
+    awaited: list[Iterable[Batch]] = [(one,) for one in batch.waits or () if not one.is_done]
     if batch.is_at_work:
-        return [(awaited,) for awaited in batch.waits or () if not awaited.is_done]
+        return awaited
     # One without a task waits for ``dispatch()``, which anybody may call; but then for its tokens too.
     blockers = [needed for gate in batch.gates if (needed := gate.blockers(batch)) is not None]
     # One that awaits nothing ends by itself.
-    return [
+    return awaited + [
         some for some in blockers if all(b is waiter or b.waits or not b.is_at_work for b in some)
     ]
 
@@ -126,7 +127,7 @@ def _deadlock(
         path.append(waiter if waiter in members else next(iter(members)))
     cycle = " -> ".join(batch.name for batch in path)
     error = LoadDeadlockError(
-        f"this await can never end, as it waits for the batch function it is in: {cycle}. "
+        f"this await can never end, as it waits for the batch function or schedule it is in: {cycle}. "
         "Load what does not depend on this batch, or raise the limiter's tokens"
     )
     show(error, " -> ".join(f"{batch.name} {excerpt(list(batch.keys))}" for batch in path))

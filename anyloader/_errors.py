@@ -92,7 +92,7 @@ class LoadCancelledError(LoaderError):
 
 class LoadDeadlockError(LoaderError, RuntimeError):
     """
-    Raised in a batch function that awaits a load which only that function could let settle.
+    Raised in a batch function, or a schedule, that awaits a load which only itself could let settle.
 
     Either the load belongs to its own batch or to a batch that waits for it, or the load needs
     the last token of a limiter that one of them holds. The message names the loaders of the cycle.

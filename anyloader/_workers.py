@@ -433,9 +433,14 @@ class Workers:
 
     @staticmethod
     async def _await_schedule(batch: Batch) -> None:
-        with CancelScope() as batch.schedule_scope:
-            await batch.schedule(batch)
-        batch.schedule_scope = None
+        # What it loads is for this batch; a load of the batch itself it must not await.
+        token = running_batch.set(batch)
+        try:
+            with CancelScope() as batch.schedule_scope:
+                await batch.schedule(batch)
+        finally:
+            running_batch.reset(token)
+            batch.schedule_scope = None
         batch.pulse = _UNHEARD
 
 

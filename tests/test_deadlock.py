@@ -16,8 +16,10 @@ from anyloader import (
     LoadDeadlockError,
     LoaderScope,
     batch_loader,
+    limit,
     schedules,
 )
+from anyloader.schedules import BatchView
 from support import (
     Recorder,
     wait_all_tasks_blocked,
@@ -327,6 +329,47 @@ async def test_a_cancelled_function_that_cleans_up_still_holds_its_token(loader:
                 await wait_all_tasks_blocked()
                 tg.cancel_scope.cancel()
     assert [type(error) for error in errors] == [LoadDeadlockError]
+
+
+# --- Schedules ---
+
+
+@each_await
+async def test_a_schedule_that_awaits_its_own_batch(await_: Await) -> None:
+    async def schedule(batch: BatchView) -> None:
+        await await_(loader, 1)
+
+    async with DataLoader(Recorder(str), schedule=schedule) as loader:
+        for _ in range(2):
+            with pytest.raises(LoadDeadlockError, match=r"schedule it is in: .* -> "):
+                await settled(loader.load(1))
+
+
+@each_await
+async def test_a_schedule_that_awaits_a_batch_that_waits_for_it(await_: Await) -> None:
+    async with Loaders(await_) as loaders:
+        b = await loaders.open("b", {1: ("a", 1)})
+
+        async def schedule(batch: BatchView) -> None:
+            await outcome(await_(b, 1))
+
+        a: DataLoader[int, str] = DataLoader(Recorder(str), name="a", schedule=schedule)
+        async with a:
+            loaders.by_name["a"] = a
+            assert await settled(a.load(1)) == "1"
+        assert len(loaders.errors) == 1
+
+
+async def test_a_schedule_may_await_other_batches() -> None:
+    async def schedule(batch: BatchView) -> None:
+        assert await other.load(batch.added) == str(batch.added)
+
+    async with (
+        DataLoader(Recorder(str)) as other,
+        DataLoader(Recorder(str), schedule=schedule, limiter=limit(1)) as loader,
+    ):
+        for key in range(3):
+            assert await loader.load(key) == str(key)
 
 
 @pytest.mark.virtual_time
