@@ -339,7 +339,7 @@ async def test_a_schedule_that_awaits_its_own_batch(await_: Await) -> None:
     async def schedule(batch: BatchView) -> None:
         await await_(loader, 1)
 
-    async with DataLoader(Recorder(str), schedule=schedule) as loader:
+    async with DataLoader(Recorder[int, str](str), schedule=schedule) as loader:
         for _ in range(2):
             with pytest.raises(LoadDeadlockError, match=r"schedule it is in: .* -> "):
                 await settled(loader.load(1))
@@ -353,7 +353,7 @@ async def test_a_schedule_that_awaits_a_batch_that_waits_for_it(await_: Await) -
         async def schedule(batch: BatchView) -> None:
             await outcome(await_(b, 1))
 
-        a: DataLoader[int, str] = DataLoader(Recorder(str), name="a", schedule=schedule)
+        a = DataLoader(Recorder[int, str](str), name="a", schedule=schedule)
         async with a:
             loaders.by_name["a"] = a
             assert await settled(a.load(1)) == "1"
