@@ -252,11 +252,9 @@ class Workers:
             if len(self._counted) == 1:
                 # What follows comes to this, where one thing is loaded after the other.
                 (batch,) = self._counted
-                if (
-                    batch.state is _batch.OPEN
-                    and not batch.gates
-                    and self._may_leave(batch, is_quiet)
-                ):
+                if batch.state is _batch.OPEN and not batch.gates:
+                    if not self._may_leave(batch, is_quiet):
+                        break
                     batch.seal("schedule", True)
                     if len(self._counted) == 1:  # no hook has loaded
                         self._counted.clear()
