@@ -134,8 +134,11 @@ class SecondLevel:
         self._loader = ref(loader)
         self._counts = loader.counts
         self._clock = count(1).__next__
-        #: Keys to be deleted, with when they were cleared.
-        self._doomed: dict[Any, int] = {}
+        #: Doomed are the keys that were cleared and that nobody deletes yet, those that somebody does
+        #: (so often), and those that could not be deleted.
+        self._to_delete: dict[Any, None] = {}
+        self._deleting: dict[Any, int] = {}
+        self._undeleted: OrderedDict[Any, None] = OrderedDict()
         #: When keys were cleared, the last one last, while there are batches that have begun before.
         self._cleared: OrderedDict[Any, int] = OrderedDict()
         #: Batches that have begun and may still store, with the time of their beginning.
@@ -148,15 +151,16 @@ class SecondLevel:
         #: Where what was cleared is deleted: at once, and again on the way out.
         self._scope: Any = None
         #: Keys that were deleted and will be again, the last one last.
-        self._again: OrderedDict[Any, int] = OrderedDict()
-        self._is_due = False
+        self._deleted: OrderedDict[Any, None] = OrderedDict()
+        #: Whether a task is about to do so; and whether deleting has failed the last time.
+        self._is_due = self._fails = False
 
     def attach(self, scope: Any) -> None:
         self._scope = scope
         self._delete_soon()
 
     def _delete_soon(self) -> None:
-        if self._doomed and self._scope is not None and not self._is_due:
+        if self._to_delete and self._scope is not None and not self._is_due:
             self._is_due = True
             self._scope.delete_soon(self)
 
@@ -167,9 +171,9 @@ class SecondLevel:
 
     def doom(self, cache_keys: Sequence[Any]) -> None:
         """These were cleared: delete them, and let nobody store what he has read before."""
-        now = self._clock()
-        self._doomed.update(dict.fromkeys(cache_keys, now))
+        self._to_delete.update(dict.fromkeys(cache_keys))
         if self._at_work:
+            now = self._clock()
             for key in cache_keys:
                 self._cleared[key] = now
                 self._cleared.move_to_end(key)
@@ -287,39 +291,64 @@ class SecondLevel:
                 if not others:
                     del self._storing[key]
             # Cleared meanwhile. A deletion may have come before these values did.
-            late = [key for key in keys if self._was_cleared(key, began)]
-            if late:
-                self._doomed.update(dict.fromkeys(late, self._clock()))
-                self._delete_soon()
-        if late:
-            await self.delete(batch.number)
+            self._to_delete.update((key, None) for key in keys if self._was_cleared(key, began))
+            self._delete_soon()
 
     def _is_unsafe(self, key: Any) -> bool:
         """Whether an old value of this key may be there, or may be put there at any moment."""
-        return key in self._doomed or any(
-            self._was_cleared(key, began) for began in self._storing.get(key, ())
+        return (
+            key in self._to_delete
+            or key in self._deleting
+            or key in self._undeleted
+            or any(self._was_cleared(key, began) for began in self._storing.get(key, ()))
         )
 
     async def delete(self, batch: int = 0) -> None:
-        """Delete what was cleared, and try again later where that fails."""
+        """
+        Delete what was cleared.
+
+        What could not be deleted is tried again together with that; but one of it alone, or nothing,
+        for as long as that fails: or each of many keys would be tried for each of the others.
+        """
         self._is_due = False
-        doomed = dict(self._doomed)
-        if not doomed:
-            return
-        done = await self._try(batch, "delete_many", self._cache.delete_many, list(doomed))
-        if done is not _FAILED:
-            for key, when in doomed.items():
-                if self._doomed.get(key) == when:  # or it was cleared again
-                    del self._doomed[key]
-                if self._scope is not None and self._scope.deletes_again:
-                    self._again[key] = when
-            while len(self._again) > _MOST_AGAIN:
-                self._again.popitem(last=False)
+        while True:
+            todo, self._to_delete = self._to_delete, {}
+            if not self._fails:
+                todo.update(self._undeleted)
+                self._undeleted.clear()
+            elif not todo and self._undeleted:
+                todo = dict([self._undeleted.popitem(last=False)])
+            if not todo:
+                return
+            self._fails = not await self._delete(batch, todo)
+            if self._fails:
+                return
+
+    async def _delete(self, batch: int, keys: dict[Any, None]) -> bool:
+        """Return whether that worked."""
+        for key in keys:
+            self._deleting[key] = self._deleting.get(key, 0) + 1
+        done = _FAILED
+        try:
+            done = await self._try(batch, "delete_many", self._cache.delete_many, list(keys))
+        finally:
+            for key in keys:
+                left = self._deleting.pop(key) - 1
+                if left:
+                    self._deleting[key] = left
+            if done is _FAILED:
+                self._undeleted.update(keys)
+        if done is not _FAILED and self._scope is not None and self._scope.deletes_again:
+            self._deleted.update(keys)
+            while len(self._deleted) > _MOST_AGAIN:
+                self._deleted.popitem(last=False)
+        return done is not _FAILED
 
     async def delete_again(self) -> None:
         """On the way out: delete what was cleared, whether it was deleted before or not."""
-        self._doomed = {**self._again, **self._doomed}
-        self._again.clear()
+        for keys in (self._deleted, self._undeleted):
+            self._to_delete.update(keys)
+            keys.clear()
         await self.delete()
 
     async def _try(

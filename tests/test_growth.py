@@ -228,6 +228,42 @@ async def keys_cleared_while_they_are_stored(n: int) -> None:
         gate.set()
 
 
+class Deletes(Values):
+    """Looks at each key that it is to delete, as Redis does."""
+
+    async def delete_many(self, keys: Sequence[int]) -> None:
+        for key in keys:
+            hash(key)
+
+
+@shape(50)
+async def keys_cleared_while_others_are_deleted(n: int) -> None:
+    class Slow(Deletes):
+        async def delete_many(self, keys: Sequence[int]) -> None:
+            await super().delete_many(keys)
+            await gate.wait()
+
+    gate = anyio.Event()
+    async with DataLoader(fetch, value_cache=Slow()) as loader:
+        for key in range(n):
+            loader.clear(key)
+            await checkpoint()
+        gate.set()
+
+
+@shape(200)
+async def keys_cleared_that_cannot_be_deleted(n: int) -> None:
+    class Broken(Deletes):
+        async def delete_many(self, keys: Sequence[int]) -> None:
+            await super().delete_many(keys)
+            raise ConnectionError
+
+    async with DataLoader(fetch, value_cache=Broken()) as loader:
+        for key in range(n):
+            loader.clear(key)
+            await checkpoint()
+
+
 @shape(50)
 async def waiters_that_give_up(n: int) -> None:
     limiter = anyio.CapacityLimiter(1)

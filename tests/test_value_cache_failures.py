@@ -40,6 +40,7 @@ class Faulty(Store):
     def __init__(self, operation: str, fault: Any, values: Mapping[Any, Any] | None = None) -> None:
         super().__init__(values)
         self.operation, self.fault = operation, fault
+        self.tried: list[list[Any]] = []
 
     async def _fail(self, operation: str) -> Any:
         if self.operation != operation:
@@ -57,6 +58,7 @@ class Faulty(Store):
         await super().set_many(items)
 
     async def delete_many(self, keys: Sequence[Any]) -> None:
+        self.tried.append(list(keys))
         await self._fail("delete_many")
         await super().delete_many(keys)
 
@@ -198,22 +200,50 @@ class Hanging(Store):
 
 
 @pytest.mark.virtual_time
-@pytest.mark.parametrize("operation", ["get_many", "delete_many"])
-async def test_whoever_gives_up_on_one_that_hangs_ends_it_and_can_load_again(
-    operation: str,
-) -> None:
-    store, fetch = Hanging(operation), Recorder(str)
+async def test_whoever_gives_up_on_one_that_hangs_ends_it_and_can_load_again() -> None:
+    store, fetch = Hanging("get_many"), Recorder(str)
     async with DataLoader(fetch, value_cache=store) as loader:
-        loader.clear(1)
         with anyio.move_on_after(1) as scope:
             await loader.load(1)
         assert scope.cancelled_caught
         await wait_all_tasks_blocked()
-        assert store.cancelled == (2 if operation == "delete_many" else 1)  # the one at once, too
+        assert store.cancelled == 1
         store.operation = "none any more"
         assert await loader.load(1) == "1"
     assert fetch.calls == [[1]]
-    assert ("delete", [1]) in store.calls  # tried again, if it was that
+
+
+@pytest.mark.virtual_time
+async def test_a_deletion_that_hangs_holds_no_load_up_and_is_tried_again() -> None:
+    store = Hanging("delete_many")
+    store.values = {1: "old", 2: "two"}
+    start = anyio.current_time()
+    async with DataLoader(Recorder(str), value_cache=store) as loader:
+        loader.clear(1)
+        assert await loader.load_many([1, 2]) == ["1", "two"]
+        assert anyio.current_time() == start
+        await anyio.sleep(2)
+        assert store.cancelled == 1
+        store.operation = "none any more"
+        await loader.load(3)
+        assert store.calls[-2:] == [("delete", [1]), ("get", [3])]
+
+
+async def test_where_deleting_fails_keys_are_not_tried_for_one_another() -> None:
+    """Each would be tried as often as others are cleared."""
+    store = Faulty("delete_many", Boom(), dict.fromkeys(range(30), "old"))
+    async with DataLoader(Recorder(str), value_cache=store) as loader:
+        for key in range(10):
+            loader.clear(key)
+            await wait_all_tasks_blocked()
+        for key in range(10, 20):
+            assert await loader.load(key) == "old"
+        assert store.tried == [[key] for key in (*range(10), *range(10))]
+        store.operation = "none any more"
+        loader.clear(10)
+        await wait_all_tasks_blocked()
+        assert store.tried[20:] == [[10], list(range(10))]
+        assert list(store.values) == list(range(11, 30))
 
 
 @pytest.mark.virtual_time
@@ -225,8 +255,8 @@ async def test_one_that_hangs_does_not_outlive_a_block_that_raises(operation: st
             loader.clear(1).load(1)
             await anyio.sleep(1)
             raise Boom
-    # Deleting is tried at once, by the batch and once more on the way out, for a second.
-    assert store.cancelled == (3 if operation == "delete_many" else 1)
+    # Deleting is tried at once, and once more on the way out, for a second each.
+    assert store.cancelled == (2 if operation == "delete_many" else 1)
 
 
 @pytest.mark.virtual_time
