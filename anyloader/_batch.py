@@ -921,8 +921,8 @@ class _Loads:
                 told.update(self.watchers.pop(load, ()))
                 self.awaiting -= load._waiter_count()
                 waiting.extend(load._settle(outcome))
+                self._disown(load)  # one that follows another may be an entry of a load_many
             self.settled += is_load
-            self._disown(entry)
         if waiting:
             self.backend.wake(waiting)
         for many in told:

@@ -357,6 +357,26 @@ async def test_abandoned_keys_leave_a_stream_too() -> None:
     assert calls == [[2]]
 
 
+async def test_a_load_many_of_a_key_cleared_and_loaded_again_does_not_keep_a_stream() -> None:
+    events: list[str] = []
+
+    async def stream(keys: list[int]) -> AsyncGenerator[tuple[int, int], None]:
+        yield 1, 1
+        try:
+            await anyio.sleep_forever()
+        finally:
+            events.append("cancelled")
+
+    async with DataLoader(stream) as loader:
+        before = loader.load_many([1])
+        loader.clear(1)
+        after, rest = loader.load_many([1]), loader.load(2)
+        assert await before == await after == [1]
+        await give_up(rest)
+        await wait_all_tasks_blocked()
+        assert events == ["cancelled"]
+
+
 # --- any sequence of events ---
 
 
