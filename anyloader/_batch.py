@@ -444,7 +444,10 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
         n = len(handles)
         i = self._next if self._batches else n
         while i < n and handles[i]._batch is None:
-            if type(handles[i]._value) is Failure and not self._return_exceptions:
+            value = handles[i]._value
+            if type(value) is Failure and not self._return_exceptions:
+                break
+            if value is None and self._required is not None:
                 break
             i += 1
         self._next = i
@@ -453,12 +456,12 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
     def __await__(self, may_wait: bool = True) -> Generator[Any, Any, list[V]]:
         if self._batches and not self._is_settled():
             yield from self._until_settled()
-        if self._batches and self._next < len(self._handles):
-            values: list[Any] = [self._handles[self._next]._value]
-        else:
-            values = [handle._value for handle in self._handles]
+        handles = self._handles
+        if self._batches and self._next < len(handles):
+            handles = [handles[self._next]]
+        values: list[Any] = [handle._value for handle in handles]
         if self._required is not None and type(None) in set(map(type, values)):
-            values = list(map(self._refuse_none, self._handles))
+            values = list(map(self._refuse_none, handles))
         if Failure not in set(map(type, values)):
             return values
         if self._return_exceptions:
@@ -471,7 +474,7 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
             raise failure.renewed()
         finally:
             failure.restore()
-            del self, failure, values  # as in LoadHandle
+            del self, failure, handles, values  # as in LoadHandle
 
     def _refuse_none(self, handle: LoadHandle[V]) -> Any:
         required: Any = self._required

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import anyio
@@ -86,6 +87,22 @@ async def test_the_first_missing_of_many_raises() -> None:
         with pytest.raises(KeyNotFoundError):
             await loader.load_many_required([2, 3, 5])
         assert await loader.load_many_required([]) == []
+
+
+async def test_the_first_of_many_raises_before_the_rest_is_there() -> None:
+    async def stream(keys: list[int]) -> AsyncGenerator[tuple[int, str | Exception | None], None]:
+        yield 2, "value 2"
+        yield 3, None
+        yield 4, PermissionError("not yours")
+        await anyio.sleep_forever()
+
+    async with DataLoader(stream) as loader:
+        for keys in [2, 3, 4, 5], [2, 3, 5, 4]:
+            with pytest.raises(KeyNotFoundError) as caught:
+                await loader.load_many_required(keys)
+            assert caught.value.key == 3
+        with pytest.raises(PermissionError):
+            await loader.load_many_required([2, 4, 3, 5])
 
 
 async def test_an_error_of_the_key_comes_as_it_is() -> None:
