@@ -33,8 +33,12 @@ class Portal:
             sys.modules["trio.lowlevel"].spawn_system_task(self._hold, context=copy_context())
         else:
             self._task = sys.modules["asyncio"].create_task(self._hold())
-        with CancelScope(shield=True):  # entering waits for nobody
-            await self._opened.wait()
+        try:
+            with CancelScope(shield=True):  # entering waits for nobody
+                await self._opened.wait()
+        except BaseException:  # asyncio's own cancellation, which heeds no shield
+            self._cancel.cancel()  # or nobody could close it
+            raise
         self._raise_error()
 
     async def close(self) -> None:

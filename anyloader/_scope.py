@@ -187,7 +187,8 @@ class LoaderScope:
 
         A task of its own holds the scope, until :meth:`aclose` or the end of the event loop. It is
         ambient for the caller from now on. Everywhere else use ``async with``, which closes it for
-        sure. A checkpoint; it is open afterwards even if the caller is being cancelled.
+        sure. A checkpoint; it is open afterwards even if the caller is being cancelled, but for asyncio's own
+        ``task.cancel()``, which ends it again.
 
         :raises RuntimeError: if the scope was entered before
         :raises LoaderNotOpenError: if that which it is to be inside of was not entered

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -100,6 +101,19 @@ async def test_it_opens_whole_though_the_caller_is_being_cancelled() -> None:
         await scope.open()
     assert await scope.get(echo).load(1) == 1
     await scope.aclose()
+
+
+@pytest.mark.only_on("asyncio")
+async def test_one_whose_opening_is_cancelled_natively_ends() -> None:
+    scope = LoaderScope()
+    opening = asyncio.create_task(scope.open())
+    if asyncio.get_running_loop().get_task_factory() is None:  # an eager one has made its first step
+        await asyncio.sleep(0)
+    opening.cancel()
+    await asyncio.wait([opening])
+    await wait_all_tasks_blocked()
+    assert opening.cancelled()
+    assert "closed" in repr(scope)
 
 
 async def test_opening_twice_and_closing_what_was_not_opened_are_errors() -> None:
