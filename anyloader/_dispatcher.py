@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from weakref import ref
@@ -380,8 +380,8 @@ class Dispatcher(Workers):
             if self._owns_group:
                 is_scope = self.backend.group_is_scope and not self._has_started
                 await leave_bare(self._group, leaving, is_scope)
-            else:
-                await self._join()
+            elif self._workers:
+                await _in_own_task(self._join)
         finally:
             self.state = CLOSED
             try:
@@ -485,8 +485,21 @@ class Dispatcher(Workers):
                 pass
 
 
+async def _in_own_task(work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+    """Run what is shielded where asyncio's ``task.cancel()``, which heeds no shield, hits only who waits."""
+    with CancelScope(shield=True):
+        group = anyio.create_task_group()
+        await group.__aenter__()
+        group.start_soon(work, *args)
+        await leave_bare(group, None, False)
+
+
 async def _delete(*deletions: Any) -> None:
     """Delete what was cleared, whatever cancels this, if the value caches answer in time."""
+    await _in_own_task(_delete_in_time, *deletions)
+
+
+async def _delete_in_time(*deletions: Any) -> None:
     end = anyio.current_time() + _FAREWELL
     for number, delete in enumerate(deletions):
         # One that hangs leaves the others their share, and one that is quick leaves them its own.

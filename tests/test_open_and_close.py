@@ -107,7 +107,9 @@ async def test_it_opens_whole_though_the_caller_is_being_cancelled() -> None:
 async def test_one_whose_opening_is_cancelled_natively_ends() -> None:
     scope = LoaderScope()
     opening = asyncio.create_task(scope.open())
-    if asyncio.get_running_loop().get_task_factory() is None:  # an eager one has made its first step
+    if (
+        asyncio.get_running_loop().get_task_factory() is None
+    ):  # an eager one has made its first step
         await asyncio.sleep(0)
     opening.cancel()
     await asyncio.wait([opening])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import (
     Mapping,
@@ -411,6 +412,34 @@ async def test_a_foreign_group_that_is_cancelled_lets_what_was_cleared_be_delete
         assert await loader.load(1) == "old"
         loader.clear(1)
         tg.cancel_scope.cancel()
+    assert store.values == {}
+
+
+@pytest.mark.only_on("asyncio")
+@pytest.mark.parametrize("place", ["its own", "a given group"])
+async def test_what_was_cleared_is_deleted_though_the_way_out_is_cancelled_natively(
+    place: str,
+) -> None:
+    deleting = asyncio.Event()
+
+    class Slow(Store):
+        async def delete_many(self, keys: Sequence[Any]) -> None:
+            deleting.set()
+            await wait_all_tasks_blocked()
+            await super().delete_many(keys)
+
+    store = Slow({1: "old"})
+
+    async def leave() -> None:
+        async with anyio.create_task_group() as tg:
+            async with LoaderScope(tg if place == "a given group" else None) as scope:
+                scope.get(batch_loader(value_cache=store)(other)).clear(1)
+
+    leaving = asyncio.create_task(leave())
+    await deleting.wait()
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    assert leaving.cancelled()
     assert store.values == {}
 
 
