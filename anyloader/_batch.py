@@ -356,7 +356,7 @@ class LoadHandle(_Driven[V_co]):
         else:
             self._waiters = {waiters: None, waiter: None}
 
-    def _leave(self, batch: Batch, waiter: Any) -> None:
+    def _leave(self, batch: Batch, waiter: Any, given_up: bool = True) -> None:
         waiters = self._waiters
         batch.awaiting -= 1
         if type(waiters) is dict:
@@ -364,7 +364,7 @@ class LoadHandle(_Driven[V_co]):
         else:
             self._waiters = waiters = NOBODY
         if not waiters:
-            batch.give_up(self)
+            batch.leave(self, given_up)
 
     @property
     def _is_wanted(self) -> bool:
@@ -513,14 +513,14 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
             self._watch(True)
         self._waiters[waiter] = None
 
-    def _leave(self, _batch: object, waiter: Any) -> None:
+    def _leave(self, _batch: object, waiter: Any, given_up: bool = True) -> None:
         waiters: Any = self._waiters
         del waiters[waiter]
         if not waiters:
             self._watch(False)
             for batch in list(self._batches):
                 batch.awaiting -= 1
-                batch.give_up(self)
+                batch.leave(self, given_up)
 
     def _watch(self, watch: bool) -> None:
         """Hear of the handle that is next, which its batch may settle before all others."""
@@ -591,12 +591,16 @@ class Parked:
         self._end()
         self._waiter()
 
-    def leave(self) -> None:
-        """Give up waiting, as a task does that is cancelled; nothing if it has settled."""
+    def leave(self, given_up: bool = True) -> None:
+        """
+        Wait no more; nothing if it has settled.
+
+        :param given_up: whether as a task does that is cancelled; else it is as if it had not waited
+        """
         if self._load is not None:
             load = self._load
             self._end()
-            load._leave(self._batches[0], self)
+            load._leave(self._batches[0], self, given_up)
 
     def _end(self) -> None:
         self._load = None
@@ -679,7 +683,7 @@ def withdraw(many: LoadManyHandle[Any]) -> None:
     """Nobody will ever have this load_many."""
     many._waiters = {}
     for batch in list(many._batches):
-        batch.give_up(many)
+        batch.leave(many)
 
 
 class BatchRules(ResultRules, Protocol):
@@ -861,8 +865,16 @@ class _Loads:
 
     # Loads change their minds
 
-    def give_up(self, load: LoadHandle[Any] | LoadManyHandle[Any]) -> None:
-        """A load that was wanted is not any more: every await of it was cancelled."""
+    def leave(self, load: LoadHandle[Any] | LoadManyHandle[Any], given_up: bool = True) -> None:
+        """
+        Nobody awaits a load any more.
+
+        :param given_up: whether it is not wanted any more, as every await of it was cancelled
+        """
+        if not given_up:
+            load._waiters = None
+            self.scope.doubt(self)  # as it may be awaited again in this very step
+            return
         if self._is_load(load):
             self.live -= 1
             self._sift_needed = True

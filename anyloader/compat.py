@@ -114,10 +114,10 @@ class LoadFuture(Generic[T]):
         if self._parked is None:
             self._parked = park(self._handle, self._call_back)
 
-    def _leave(self) -> None:
+    def _leave(self, given_up: bool = True) -> None:
         parked, self._parked = self._parked, None
         if parked is not None:
-            parked.leave()
+            parked.leave(given_up)
 
     def done(self) -> bool:
         """Whether the load has settled, or this was cancelled."""
@@ -207,6 +207,8 @@ class LoadFuture(Generic[T]):
         kept = [pair for pair in self._callbacks if pair[0] != fn]
         removed = len(self._callbacks) - len(kept)
         self._callbacks = kept
+        if not kept and not self._waiters:
+            self._leave(False)  # ``asyncio.wait`` has had its time, and may be called again
         return removed
 
     def _call_back(self) -> None:

@@ -161,6 +161,64 @@ async def test_wait_for_and_wait_and_shield() -> None:
         assert await asyncio.wait_for(futures[0], 5) == 1
 
 
+@pytest.mark.parametrize("many", [False, True])
+async def test_what_wait_waits_for_no_longer_is_wanted_but_not_awaited(many: bool) -> None:
+    running: list[list[int]] = []
+    futures: list[Any] = []
+
+    async def fetch(keys: list[int]) -> list[int]:
+        if 1 in keys:
+            return keys
+        running.append(keys)
+        try:
+            await anyio.sleep_forever()
+        finally:
+            running.remove(keys)
+        return keys
+
+    with anyio.fail_after(5):
+        async with LoaderScope():
+            loader = DataLoader(fetch, max_batch_size=1)
+            first = loader.load(1)
+            futures += [first, loader.load_many([2]) if many else loader.load(2)]
+            for _ in range(3):  # as it may be asked again and again
+                done, _ = await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+                assert done == {first}
+                await wait_all_tasks_blocked()
+                assert running == [[2]]
+    assert running == []
+    with pytest.raises(LoadCancelledError):
+        await futures[1]
+
+
+@pytest.mark.parametrize("end", ["wait", "cancel"])
+async def test_while_a_scope_is_left_it_may_be_waited_for_again_and_again(end: str) -> None:
+    gate = anyio.Event()
+    fetch = Recorder[int, int](same, gate=gate)
+    waits = 0
+    futures: list[Any] = []
+
+    async def poll(future: Any) -> None:
+        nonlocal waits
+        while not (await asyncio.wait([future], timeout=0))[0]:
+            waits += 1
+            if waits == 5 and end == "cancel":
+                return
+            if waits == 5:
+                gate.set()
+
+    async with anyio.create_task_group() as tg:
+        async with LoaderScope():
+            futures.append(DataLoader(fetch).load(1))
+            tg.start_soon(poll, futures[0])
+            await anyio.lowlevel.checkpoint()
+    if end == "cancel":
+        with pytest.raises(LoadCancelledError):
+            await futures[0]
+    else:
+        assert await futures[0] == 1
+
+
 async def test_where_it_cannot_be_waited_for_the_error_is_its_outcome() -> None:
     """Its own batch function gathers it, which can never end."""
     seen: list[Any] = []
