@@ -40,8 +40,9 @@ def make_room(loader: Loader, weight: float) -> None:
     most: Any = loader.options.max_batch_weight
     if batch.added and batch.weight + weight > most:
         loader.seal(batch, "full")
-        batch = loader.open or loader.open_batch()
-    batch.weight += weight
+        make_room(loader, weight)  # anew, as a hook that heard of the seal may have loaded
+    else:
+        batch.weight += weight
 
 
 def check_queue(loader: Loader, more: int) -> None:

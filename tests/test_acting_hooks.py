@@ -310,3 +310,18 @@ async def test_a_hook_may_settle_a_batch_that_has_just_got_its_token() -> None:
         assert limiter.borrowed_tokens == 0
         assert await loader.load(-2) == 2
     assert recorder.calls == [[-2]]
+
+
+async def test_a_hook_that_loads_at_a_seal_does_not_make_the_next_batch_too_heavy() -> None:
+    extra: list[LoadHandle[int]] = []
+
+    def load_once(event: object) -> None:
+        if isinstance(event, BatchSealed) and not extra:
+            extra.append(loader.load(2))
+
+    recorder = Recorder[int, int](abs)
+    loader = DataLoader(recorder, max_batch_weight=4, weigh=abs, hooks=[load_once])
+    async with loader:
+        assert await outcomes(loader.load(-2), loader.load(-3)) == [2, 3]
+        assert await outcomes(*extra) == [2]
+    assert sorted(recorder.calls) == [[-3], [-2], [2]]
