@@ -365,6 +365,7 @@ class LoadHandle(_Driven[V_co]):
             self._waiters = waiters = NOBODY
         if not waiters:
             batch.leave(self, given_up)
+            batch.was_left(given_up)
 
     @property
     def _is_wanted(self) -> bool:
@@ -518,9 +519,16 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
         del waiters[waiter]
         if not waiters:
             self._watch(False)
-            for batch in list(self._batches):
+            for batch in self._batches:
                 batch.awaiting -= 1
-                batch.leave(self, given_up)
+            self._let_go(given_up)
+
+    def _let_go(self, given_up: bool = True) -> None:
+        batches = list(self._batches)
+        for batch in batches:
+            batch.leave(self, given_up)
+        for batch in batches:  # not before all know it, as hooks hear of what follows
+            batch.was_left(given_up)
 
     def _watch(self, watch: bool) -> None:
         """Hear of the handle that is next, which its batch may settle before all others."""
@@ -682,8 +690,7 @@ def extend(many: LoadManyHandle[Any], handles: list[LoadHandle[Any]]) -> None:
 def withdraw(many: LoadManyHandle[Any]) -> None:
     """Nobody will ever have this load_many."""
     many._waiters = {}
-    for batch in list(many._batches):
-        batch.leave(many)
+    many._let_go()
 
 
 class BatchRules(ResultRules, Protocol):
@@ -873,13 +880,17 @@ class _Loads:
         """
         if not given_up:
             load._waiters = None
-            self.scope.doubt(self)  # as it may be awaited again in this very step
-            return
-        if self._is_load(load):
+        elif self._is_load(load):
             self.live -= 1
             self._sift_needed = True
-            if not self.live and self.state is not OPEN:
-                self.cancel_if_there_is_room("all its loads were given up")
+
+    def was_left(self, given_up: bool = True) -> None:
+        """See whether anybody wants what is in here; to be called after :meth:`leave`."""
+        if not given_up:
+            self.scope.doubt(self)  # as it may be awaited again in this very step
+            return
+        if not self.live and self.state in (SEALED, RUNNING):
+            self.cancel_if_there_is_room("all its loads were given up")
         self.scope.reconsider(self)
 
     def revive(self, load: LoadHandle[Any] | LoadManyHandle[Any]) -> None:

@@ -21,7 +21,8 @@ from anyloader.hooks import (
     BatchSealed,
     LoadQueued,
 )
-from support import Recorder
+from support import Recorder, wait_all_tasks_blocked
+from support.abandonment import MANUAL, Endless, give_up
 from support.loads import double, outcomes
 
 pytestmark = pytest.mark.anyio
@@ -325,3 +326,22 @@ async def test_a_hook_that_loads_at_a_seal_does_not_make_the_next_batch_too_heav
         assert await outcomes(loader.load(-2), loader.load(-3)) == [2, 3]
         assert await outcomes(*extra) == [2]
     assert sorted(recorder.calls) == [[-3], [-2], [2]]
+
+
+async def test_a_hook_that_primes_as_a_load_many_is_given_up_keeps_no_batch() -> None:
+    def prime(event: object) -> None:
+        if isinstance(event, BatchCancelled):
+            loader.prime(4, 4, force=True)
+
+    function = Endless()
+    loader = DataLoader(function, schedule=MANUAL, max_batch_size=3, hooks=[prime])
+    async with loader:
+        many, other = loader.load_many([1, 2, 3, 4]), loader.load(5)
+        await wait_all_tasks_blocked()
+        await give_up(many)
+        loader.dispatch()
+        await wait_all_tasks_blocked()
+        assert (function.calls, function.cancelled) == ([[1, 2, 3], [5]], [[1, 2, 3]])
+        await give_up(other)
+        await wait_all_tasks_blocked()
+        assert function.cancelled == [[1, 2, 3], [5]]
