@@ -7,7 +7,9 @@ import os
 import runpy
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +21,7 @@ from urllib.request import Request, urlopen
 import anyio
 import pytest
 
-from anyloader import batch_loader
+from anyloader import LoaderClosedError, LoaderScope, batch_loader, current_scope
 from support import SERVERS, serve
 
 HOW_TO = Path(__file__).parents[1] / "docs" / "how-to"
@@ -117,17 +119,35 @@ def django_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subprocess.run([sys.executable, str(HOW_TO / "web_django.py")], check=True, timeout=60)
 
 
-#: To the application of the page this adds a view that does what the page says not to do, and one
-#: that writes.
+#: The application of the page with more views, with middleware that is not async in it, and within that
+#: of ASGI.
 MORE_OF_DJANGO = """
-from asgiref.sync import async_to_sync
+import threading
+from asgiref.sync import async_to_sync, sync_to_async
+from django.conf import settings
+from django.core.asgi import get_asgi_application
 from django.db import transaction
-from django.http import JsonResponse
+from django.http import JsonResponse, StreamingHttpResponse
 from django.urls import path
-from web_django import Author, app, describe, describe_sync, urlpatterns
+from anyloader import LoaderScope, batch_loader
+from anyloader.integrations.asgi import LoaderScopeMiddleware
+from anyloader.integrations.django import DjangoScope
+import web_django
+from web_django import Author, books_of, describe, describe_sync, urlpatterns
 
-def wrong(request):
-    return JsonResponse(async_to_sync(describe)(1))
+def sync_only(get_response):
+    return lambda request: get_response(request)
+
+both = threading.Barrier(2)
+
+@batch_loader
+@sync_to_async
+def thread(keys):
+    both.wait(10)  # the other request's, at the same time
+    return [threading.get_ident() for _ in keys]
+
+async def threads(request):
+    return JsonResponse(await thread.load(0) == await sync_to_async(threading.get_ident)(), safe=False)
 
 def write(request):
     with transaction.atomic():
@@ -136,7 +156,41 @@ def write(request):
         transaction.set_rollback(True)
     return JsonResponse(found, safe=False)
 
-urlpatterns += [path("wrong", wrong), path("write", write)]
+def twice(request):
+    return JsonResponse([async_to_sync(describe)(1), async_to_sync(describe)(1)], safe=False)
+
+async def too_late(request):
+    books = books_of.load(1)
+    try:
+        await sync_to_async(describe_sync)([2])
+    except RuntimeError as exc:
+        return JsonResponse([str(exc), len(await books), await sync_to_async(describe_sync)([2])], safe=False)
+
+def streamed(scope):
+    async def view(request):
+        async def names():
+            async with scope():
+                title = (await books_of.load(1))[0].title
+            yield f'"{title}"'
+        return StreamingHttpResponse(names())
+    return view
+
+urlpatterns += [
+    path("threads", threads), path("write", write), path("twice", twice), path("too-late", too_late),
+    path("streamed", streamed(LoaderScope)),
+]
+apps = {"own": get_asgi_application()}
+settings.MIDDLEWARE.insert(0, "more.sync_only")
+apps["behind-sync"] = get_asgi_application()
+settings.MIDDLEWARE.append("more.sync_only")
+apps["before-sync"] = get_asgi_application()
+settings.MIDDLEWARE = ["more.sync_only"]
+apps["around"] = LoaderScopeMiddleware(get_asgi_application(), make_scope=DjangoScope)
+
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        _, first, rest = scope["path"].split("/", 2)
+        await apps[first]({**scope, "path": f"/{rest}"}, receive, send)
 """
 
 
@@ -145,24 +199,51 @@ urlpatterns += [path("wrong", wrong), path("write", write)]
 def test_django(server: str, tmp_path: Path) -> None:
     (tmp_path / "more.py").write_text(MORE_OF_DJANGO)
     with serve(server, "more:app", folder=tmp_path) as running:
-        for _ in range(3):
-            assert get(f"{running.url}/") == [ADA, GRACE]
-            assert get(f"{running.url}/sync") == [ADA, GRACE]
-        assert running.log.count("books of [1, 2]\n") == 6
-        assert get(f"{running.url}/2") == GRACE
-        assert status(f"{running.url}/99") == 404
-        assert get(f"{running.url}/write") == [{"name": "New", "books": []}]
-        assert status(f"{running.url}/wrong") == 500
-        assert get(f"{running.url}/") == [ADA, GRACE]
+        for app in "own", "behind-sync", "before-sync", "around":
+            begin, site = len(running.log), f"{running.url}/{app}"
+            for _ in range(3):
+                assert get(f"{site}/") == [ADA, GRACE]
+                assert get(f"{site}/sync") == [ADA, GRACE]
+            assert running.log[begin:].count("books of [1, 2]\n") == 6
+            assert get(f"{site}/2") == GRACE
+            assert status(f"{site}/99") == 404
+            assert get(f"{site}/twice") == [ADA, ADA]
+            assert running.log[begin:].count("books of [1]\n") == 1
+            assert get(f"{site}/write") == [{"name": "New", "books": []}]
+            assert get(f"{site}/streamed") == "Letters"
+            refused, books, grace = get(f"{site}/too-late")
+            assert "await their loads before it" in refused
+            assert (books, grace) == (2, [GRACE])
+            with ThreadPoolExecutor() as threads:  # in the thread of each request, at the same time
+                assert list(threads.map(get, [f"{site}/threads"] * 2)) == [True, True]
 
 
 @pytest.mark.usefixtures("django_database")
-def test_django_under_wsgi() -> None:
-    command = "import web_django, django.test; print(django.test.Client().get('/sync').json())"
+def test_django_in_its_test_clients() -> None:
+    """By WSGI and by ASGI; in a test case everything is on the connection that has its transaction."""
+    command = """if True:
+        import unittest, web_django
+        from django.test import TestCase
+
+        class Views(TestCase):
+            def test_sync(self):
+                web_django.Author.objects.create(name="New")
+                for path in "/", "/sync":
+                    print(len(self.client.get(path).json()))
+
+            async def test_async(self):
+                await web_django.Author.objects.acreate(name="New")
+                for path in "/", "/sync":
+                    response = await self.async_client.get(path)
+                    print(len(response.json()))
+
+        unittest.main()
+    """
     run = subprocess.run(
         [sys.executable, "-c", command], capture_output=True, text=True, timeout=60, check=False
     )
-    assert (run.stdout, run.stderr) == (f"books of [1, 2]\n{[ADA, GRACE]}\n", "")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == ["books of [1, 2, 3]", "3"] * 4
 
 
 @pytest.mark.parametrize("server", ON_ASYNCIO)
@@ -210,6 +291,14 @@ async def test_aiohttp(capsys: pytest.CaptureFixture[str]) -> None:
 # --- Django's threads ---
 
 
+@batch_loader
+async def double(keys: list[int]) -> list[int]:
+    """As over the ORM."""
+    sync: Any = import_module("asgiref.sync")
+    doubled: list[int] = await sync.sync_to_async(lambda: [key * 2 for key in keys])()
+    return doubled
+
+
 @pytest.mark.anyio
 @pytest.mark.only_on("asyncio")
 async def test_a_load_that_would_wait_for_its_own_thread_is_refused() -> None:
@@ -218,27 +307,84 @@ async def test_a_load_that_would_wait_for_its_own_thread_is_refused() -> None:
 
     from anyloader.integrations.django import DjangoScope
 
-    @batch_loader
-    @sync_to_async
-    def double(keys: list[int]) -> list[int]:
-        return [key * 2 for key in keys]
+    async def load(key: int) -> int:
+        return await double.load(key)
 
-    async def load() -> int:
-        return await double.load(7)
-
-    async def load_in_a_scope() -> int:
+    async def load_in_a_scope(key: int) -> int:
         async with DjangoScope():
-            return await double.load(7)
+            return await double.load(key)
+
+    async def begin(key: int) -> None:
+        double.load(key)
+
+    in_thread = sync_to_async(lambda function, key: async_to_sync(function)(key))
+    with anyio.fail_after(10):
+        async with DjangoScope() as scope:
+            assert await in_thread(load, 7) == 14
+            begun = double.load(8)
+            with pytest.raises(RuntimeError, match="await their loads before it, or open a"):
+                await in_thread(load, 8)
+            assert await in_thread(load_in_a_scope, 8) == 16
+            assert await begun == 16
+            assert await in_thread(load, 8) == 16
+            # What nobody awaits there fails at worst, and is loaded again.
+            await in_thread(begin, 9)
+            with suppress(RuntimeError):
+                await double.load(9)
+            assert await double.load(9) == 18
+            assert await in_thread(load, 10) == 20
+        with pytest.raises(LoaderClosedError):
+            scope.get(double)
+
+
+@pytest.mark.anyio
+@pytest.mark.only_on("asyncio")
+async def test_a_scope_outside_of_a_request_uses_its_thread() -> None:
+    pytest.importorskip("asgiref")
+    from asgiref.sync import ThreadSensitiveContext, sync_to_async
+
+    from anyloader.integrations.django import DjangoScope
+
+    @batch_loader(cache=False)
+    @sync_to_async
+    def thread(keys: list[int]) -> list[int]:
+        return [threading.get_ident()] * len(keys)
 
     with anyio.fail_after(10):
         async with DjangoScope():
-            assert await double.load(7) == 14
-            with pytest.raises(
-                RuntimeError, match="within the coroutine that is given to async_to"
-            ):
-                await sync_to_async(async_to_sync(load))()
-            assert await sync_to_async(async_to_sync(load_in_a_scope))() == 14
-            assert await double.load(8) == 16
+            for _ in range(2):
+                async with ThreadSensitiveContext():
+                    here = await sync_to_async(threading.get_ident)()
+                    assert await thread.load(1) == here
+
+
+@pytest.mark.anyio
+async def test_djangos_middleware_refuses_what_is_not_async() -> None:
+    pytest.importorskip("asgiref")
+    from anyloader.integrations.django import LoaderScopeMiddleware
+
+    with pytest.raises(TypeError, match="one of Django's MIDDLEWARE"):
+        LoaderScopeMiddleware(lambda request: request)
+
+
+@pytest.mark.anyio
+async def test_the_scopes_of_djangos_middleware_can_be_made_by_the_user() -> None:
+    pytest.importorskip("asgiref")
+    from anyloader.integrations.django import LoaderScopeMiddleware
+
+    scopes: list[LoaderScope] = []
+
+    class WithHooks(LoaderScopeMiddleware):
+        def make_scope(self) -> LoaderScope:
+            scopes.append(LoaderScope(hooks=[]))
+            return scopes[-1]
+
+    async def respond(request: str) -> tuple[str, LoaderScope]:
+        return request, current_scope()
+
+    middleware = WithHooks(respond)
+    assert await middleware("a") == ("a", scopes[0])
+    assert await middleware("b") == ("b", scopes[1])
 
 
 def test_sync_code_without_a_server_loads_in_a_scope_of_its_own() -> None:

@@ -78,7 +78,8 @@ class LoaderScopeMiddleware:
         except TypeError:
             raise TypeError(
                 "LoaderScopeMiddleware takes an ASGI application, which is called with scope, "
-                f"receive and send, not {app!r}; a WSGI application needs an adapter to ASGI"
+                f"receive and send, not {app!r}; a WSGI application needs an adapter to ASGI, and in "
+                "Django's MIDDLEWARE stands that of anyloader.integrations.django"
             ) from None
         except ValueError:
             pass  # of something that has no signature to read

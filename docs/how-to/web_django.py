@@ -10,9 +10,7 @@ from django.db import connection, models
 from django.http import Http404, HttpRequest, JsonResponse
 from django.urls import path
 
-from anyloader import KeyNotFoundError, LoaderScope, batch_loader, gather
-from anyloader.integrations.asgi import LoaderScopeMiddleware
-from anyloader.integrations.django import DjangoScope
+from anyloader import KeyNotFoundError, batch_loader, gather
 
 settings.configure(
     DATABASES={
@@ -21,6 +19,7 @@ settings.configure(
             "NAME": os.environ.get("DATABASE", "books.sqlite3"),
         }
     },
+    MIDDLEWARE=["anyloader.integrations.django.LoaderScopeMiddleware"],
     ROOT_URLCONF=__name__,
     ALLOWED_HOSTS=["*"],
 )
@@ -73,8 +72,7 @@ async def show(request: HttpRequest, id: int) -> JsonResponse:
 
 @async_to_sync
 async def describe_sync(ids: list[int]) -> Any:
-    async with LoaderScope():
-        return await gather(*map(describe, ids))
+    return await gather(*map(describe, ids))
 
 
 def show_sync(request: HttpRequest) -> JsonResponse:
@@ -83,7 +81,7 @@ def show_sync(request: HttpRequest) -> JsonResponse:
 
 
 urlpatterns = [path("", show_all), path("<int:id>", show), path("sync", show_sync)]
-app = LoaderScopeMiddleware(get_asgi_application(), make_scope=DjangoScope)
+app = get_asgi_application()
 
 if __name__ == "__main__":  # makes the database, as migrations do in a project
     with connection.schema_editor() as editor:
