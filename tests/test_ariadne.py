@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +16,9 @@ else:
 
 from anyloader import LoaderScope, batch_loader
 from anyloader.integrations.graphql import AnyioExecutor
+from support import SERVERS, serve
+
+HOW_TO = Path(__file__).parents[1] / "docs" / "how-to"
 
 pytestmark = pytest.mark.anyio
 
@@ -102,3 +107,37 @@ async def test_it_answers_over_asgi(options: dict[str, Any]) -> None:
         response = await client.post("/", json={"query": "{users {name}}"})
     assert response.json() == {"data": {"users": [{"name": f"user {id}"} for id in (1, 2, 3)]}}
     assert calls == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize("server", [name for name in SERVERS if not name.endswith("trio")])
+def test_events_and_operations_over_a_socket_are_never_stale(server: str) -> None:
+    client = pytest.importorskip("websockets.sync.client")
+    with (
+        serve(server, "graphql_ariadne_socket:app", folder=HOW_TO) as running,
+        client.connect(f"ws://{running.url}/", subprotocols=["graphql-transport-ws"]) as socket,
+    ):
+
+        def receive() -> Any:
+            return json.loads(socket.recv(timeout=10))
+
+        def results(*queries: str) -> list[list[Any]]:
+            """Execute all of them at the same time."""
+            found: list[list[Any]] = [[] for _ in queries]
+            for id, query in enumerate(queries):
+                payload = {"query": query}
+                socket.send(json.dumps({"type": "subscribe", "id": str(id), "payload": payload}))
+            missing = len(queries)
+            while missing:
+                message = receive()
+                if message["type"] == "complete":
+                    missing -= 1
+                else:
+                    found[int(message["id"])].append(message["payload"]["data"]["number"])
+            return found
+
+        socket.send(json.dumps({"type": "connection_init"}))
+        assert receive()["type"] == "connection_ack"
+        assert results("{number(id: 1)}") == [[0]]
+        assert results("subscription {number(id: 1)}") == [[0, 1, 2]]
+        assert results("{number(id: 1)}") == [[2]]
+        assert results("{number(id: 1)}", "subscription {number(id: 1)}")[1] == [0, 1, 2]

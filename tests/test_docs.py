@@ -48,10 +48,10 @@ SNIPPETS = {
     if "_build" not in path.parts and "_ext" not in path.parts and path.name != "conf.py"
 }
 PROGRAMS = {name: path for name, path in SNIPPETS.items() if path.with_suffix(".out").exists()}
-#: Run in test_frameworks.py and test_shared_scope.py.
+#: Run in test_frameworks.py, test_shared_scope.py and test_ariadne.py.
 IN_SERVERS = [
     *("how-to/aiohttp_app", "how-to/strawberry_fastapi", "how-to/web_django"),
-    *("how-to/web_shared", "how-to/sqlalchemy_fastapi"),
+    *("how-to/web_shared", "how-to/sqlalchemy_fastapi", "how-to/graphql_ariadne_socket"),
 ]
 APPS = [name for name in SNIPPETS if name.startswith("how-to/web_") and name not in IN_SERVERS]
 TESTS = [name for name in SNIPPETS if Path(name).name.startswith("test_")]

@@ -51,7 +51,8 @@ class LoaderScopeExtension(SchemaExtension):
     :class:`~anyloader.integrations.asgi.LoaderScopeMiddleware` helps, which spans the request. Events
     need graphql-core 3.3; with 3.2 they have no scope.
 
-    ``schema.execute_sync`` refuses it, as any extension that is async.
+    ``schema.execute_sync`` refuses it, as any extension that is async. Extensions that load, in
+    ``on_execute``, come after it in the list; their ``on_operation`` is outside of its scope.
 
     :param make_scope: called without arguments for each operation and event; returns the scope for it,
         with hooks or a limiter. ``extensions=[partial(LoaderScopeExtension, make_scope=f)]`` gives it
