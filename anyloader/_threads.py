@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from anyio import CapacityLimiter, to_thread
 
 from ._batch import running_batch
+from ._limits import limit
 from ._split import Split
 
 if TYPE_CHECKING:
     from ._limits import LimiterOption
 
-__all__ = ("InThread", "in_thread", "thread_limiter")
+__all__ = ("THREADS", "InThread", "in_thread", "thread_limiter")
+
+#: As many as anyio's own limiter has, which would not do: who waits for a load in a worker thread, as
+#: endpoints do that are not async, holds one of its tokens, and with all of them taken no batch would
+#: ever get a thread.
+THREADS = limit(40)
 
 K = TypeVar("K")
 R = TypeVar("R")
@@ -78,12 +84,12 @@ def in_thread(
     :param fn: called with the list of keys, in a worker thread; returns what a batch function
         returns, but for streams. It sees the context variables that a batch function sees
     :param limiter: bounds the threads: an ``anyio.CapacityLimiter``, or :func:`limit`; by default
-        anyio's limiter for worker threads
+        all functions that have none share 40 threads, besides those of ``anyio.to_thread.run_sync``
     :raises TypeError: if ``fn`` is not callable
     """
     if not callable(fn):
         raise TypeError(f"in_thread() takes a blocking function, not {fn!r}")
-    return InThread(fn, limiter or to_thread.current_default_thread_limiter)
+    return InThread(fn, limiter or THREADS)
 
 
 def thread_limiter(function: object) -> LimiterOption | None:

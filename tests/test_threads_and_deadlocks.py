@@ -10,7 +10,15 @@ import anyio.from_thread
 import pytest
 from anyio import to_thread
 
-from anyloader import DataLoader, LoadDeadlockError, LoaderScope, in_thread, split_on_error
+from anyloader import (
+    DataLoader,
+    LoadDeadlockError,
+    LoaderScope,
+    batch_loader,
+    in_thread,
+    split_on_error,
+)
+from anyloader._threads import THREADS
 
 pytestmark = pytest.mark.anyio
 
@@ -90,8 +98,8 @@ async def test_nor_with_a_limiter_for_each() -> None:
 
 @pytest.mark.parametrize("threads", [2, 3])
 async def test_as_many_requests_as_there_are_threads_all_get_an_answer(threads: int) -> None:
-    """Each in a scope of its own, and all with anyio's default limiter."""
-    limiter = to_thread.current_default_thread_limiter()
+    """Each in a scope of its own, and all with the default limiter."""
+    limiter = THREADS()
     limiter.total_tokens = threads
     ends: list[object] = []
 
@@ -107,6 +115,28 @@ async def test_as_many_requests_as_there_are_threads_all_get_an_answer(threads: 
             tg.start_soon(request, key)
     assert len(ends) == threads
     assert ends.count("deadlock") < threads or threads == 1
+
+
+async def test_threads_that_wait_for_loads_leave_batch_functions_theirs() -> None:
+    """As all endpoints of a server may do that are no coroutines."""
+    limiter = to_thread.current_default_thread_limiter()
+    limiter.total_tokens = 3
+
+    @batch_loader
+    @in_thread
+    def double(keys: list[int]) -> list[int]:
+        return [key * 2 for key in keys]
+
+    found: list[int] = []
+
+    async def request(key: int) -> None:
+        async with LoaderScope():
+            found.append(await to_thread.run_sync(lambda: anyio.from_thread.run(double.load, key)))
+
+    async with rescued(limiter), anyio.create_task_group() as tg:
+        for key in range(6):
+            tg.start_soon(request, key)
+    assert sorted(found) == [0, 2, 4, 6, 8, 10]
 
 
 async def test_a_blocking_function_that_waits_for_its_own_batch() -> None:
