@@ -15,6 +15,7 @@ from typing import Any
 
 import anyio
 import anyio.from_thread
+import anyio.to_thread
 import pytest
 from anyio.lowlevel import checkpoint
 
@@ -240,6 +241,18 @@ async def test_a_session_for_each_batch_is_closed(every_database: Database) -> N
         await broken([1])
     assert not made[2].in_transaction()
     assert checked_out(database) == 0
+
+
+async def test_threads_that_wait_for_loads_leave_sessions_theirs(every_database: Database) -> None:
+    """As all endpoints of a server may do that are no coroutines."""
+    limiter = anyio.to_thread.current_default_thread_limiter()
+    limiter.total_tokens = 1
+    fetch = rows_by(Author.id, session=every_database.sessions)
+    async with LoaderScope() as scope:
+        load = scope.get(fetch).load
+        author = await anyio.to_thread.run_sync(lambda: anyio.from_thread.run(load, 1))
+    assert author is not None
+    assert author.id == 1
 
 
 # --- the session of a request ---

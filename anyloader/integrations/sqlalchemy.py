@@ -15,6 +15,7 @@ from uuid import UUID
 
 from anyio import CancelScope, Lock, to_thread
 
+from .._limits import limit
 from ._extras import missing
 
 try:
@@ -84,6 +85,10 @@ R = TypeVar("R")
 #: Where a session keeps the lock of those who share it, for as long as it lives.
 _LOCK = "anyloader.lock"
 
+#: Blocking sessions run in as many. Not in anyio's, which endpoints that are no coroutines hold while
+#: they wait for loads, nor in those of in_thread, whose functions may do so.
+_THREADS = limit(40)
+
 
 def _check_sessions(sessions: object) -> None:
     if isinstance(sessions, ContextVar):
@@ -135,7 +140,7 @@ async def _run(session: Any, work: Callable[[Session], R], *, owned: bool) -> R:
             with session if owned else nullcontext():
                 return work(session)
 
-        return await to_thread.run_sync(call)
+        return await to_thread.run_sync(call, limiter=_THREADS())
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
