@@ -386,6 +386,15 @@ async def test_the_scopes_of_djangos_middleware_can_be_made_by_the_user() -> Non
     assert await middleware("a") == ("a", scopes[0])
     assert await middleware("b") == ("b", scopes[1])
 
+    class WithNone(LoaderScopeMiddleware):
+        def make_scope(self) -> Any:
+            return None
+
+    with pytest.raises(
+        TypeError, match="make_scope must return a new LoaderScope for each request"
+    ):
+        await WithNone(respond)("c")
+
 
 def test_sync_code_without_a_server_loads_in_a_scope_of_its_own() -> None:
     """As Django's views do under WSGI."""

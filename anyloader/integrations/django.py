@@ -18,6 +18,7 @@ except ModuleNotFoundError as _exc:
     raise missing("django", _exc) from _exc
 
 from .._scope import LoaderScope
+from ._scopes import make
 
 __all__ = ("DjangoScope", "LoaderScopeMiddleware")
 
@@ -110,7 +111,7 @@ class LoaderScopeMiddleware:
 
     async def __call__(self, request: Any) -> Any:
         """Respond to one request."""
-        async with self.make_scope():
+        async with make(self.make_scope, "request"):
             return await self.get_response(request)
 
     def make_scope(self) -> LoaderScope:
