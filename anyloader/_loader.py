@@ -188,9 +188,8 @@ class Loader(Cached):
     def _find_queued(self, key: Any, cache_key: Any) -> LoadHandle[Any] | None:
         """Return the entry of an equal key in the open batch, where these are sent once."""
         check_hashable(self.name, key, cache_key)
-        if self.open is None or self.open.index is None:
-            return None
-        entry = self.open.index.get(cache_key)
+        index = getattr(self.open, "index", None) or {}
+        entry: LoadHandle[Any] | None = index.get(cache_key)
         if entry is None or batch_of(entry) is None:  # primed since, and out of the batch
             return None
         if self.cache is not None:
@@ -233,16 +232,16 @@ class Loader(Cached):
         if batch is None:
             batch = self.open_batch()
         entry = handle = batch.add(key, None if claim is None else NOBODY)
-        if self._is_indexed:
-            self._index(batch, cache_key, entry)
         if claim is not None:
             handle = claim(batch, entry)
-        if self.cache is not None:
-            try:
+        try:
+            if self._is_indexed:
+                self._index(batch, cache_key, entry)
+            if self.cache is not None:
                 self.cache[cache_key] = entry
-            except BaseException as exc:
-                batch.refuse(entry, exc)
-                raise
+        except BaseException as exc:
+            batch.refuse(entry, exc)
+            raise
         if running_batch.get() is not None:
             batch.note_origin()
         if self._is_bounded or self.hooks is not None:
@@ -262,6 +261,8 @@ class Loader(Cached):
             make_room(self, weight_of(self, key))
         if self.open is not None:
             prove_stack_room()  # it may have to be sent
+            if self._most is not None and self.open.size >= self._most:
+                self.seal(self.open, "full")  # its last key is just being hashed, and that loads
         return self.open
 
     def _index(self, batch: Batch, cache_key: Any, entry: LoadHandle[Any]) -> None:
@@ -391,12 +392,7 @@ class Loader(Cached):
                     entry = self._reuse(key, entry, claim)
                 handles.append(entry)
         except BaseException as exc:
-            # What was queued before the cache refused a key is taken back.
-            withdraw(many)
-            for entry in new:
-                batch = batch_of(entry)
-                if batch is not None:  # a hook may have settled it
-                    batch.refuse(entry, exc)
+            _take_back(many, new, exc)
             raise
         extend(many, handles)
 
@@ -407,13 +403,12 @@ class Loader(Cached):
             return False
         if self.options.weigh is not None or self.options.max_queue_size is not None:
             return False
-        handles = [new_handle(key, None, NOBODY) for key in keys]
-        entries = dict(zip(keys, handles))
-        if len(entries) < len(keys):
+        if len(set(keys)) < len(keys):
             return False
+        handles = [new_handle(key, None, NOBODY) for key in keys]
         done = 0
         while done < len(handles):
-            batch = self.open or self.open_batch()
+            batch = (self._make_room(None) if self._is_bounded else self.open) or self.open_batch()
             if self.hooks is not None or batch.pulse is not batch.scope:
                 break
             room = len(handles) if self._most is None else self._most - batch.size
@@ -421,7 +416,11 @@ class Loader(Cached):
             if len(part) == room and self._most is not None:
                 prove_stack_room()  # it will have to be sent
             batch.add_all(part, many)
-            cache.update(zip(keys[done : done + room], part))
+            try:
+                cache.update(zip(keys[done : done + room], part))
+            except BaseException as exc:
+                _take_back(many, handles, exc)
+                raise
             extend(many, part)
             done += room
             if len(part) == room and self._most is not None:
@@ -444,6 +443,17 @@ class Loader(Cached):
             self.counts.added += len(batch.entries)
         elif self._open_for_hits is batch:
             self._open_for_hits = None
+
+
+def _take_back(
+    many: LoadManyHandle[Any], entries: Iterable[LoadHandle[Any]], error: BaseException
+) -> None:
+    """The cache, or a key, has refused one of many: what was queued before is wanted by nobody."""
+    withdraw(many)
+    for entry in entries:
+        batch = batch_of(entry)
+        if batch is not None:  # a hook may have settled it
+            batch.refuse(entry, error)
 
 
 def _is_async_generator_function(function: object) -> bool:

@@ -109,3 +109,82 @@ async def test_the_error_of_an_unhashable_key_has_its_cause() -> None:
         with pytest.raises(TypeError) as caught:
             loader.load([1])
         assert type(caught.value.__cause__) is TypeError
+
+
+class Key:
+    """One of many with the same hash, which does something when it is compared or hashed."""
+
+    def __init__(self, name: str, acts: Callable[[], object] = int) -> None:
+        self.name, self.acts = name, acts
+
+    def __hash__(self) -> int:
+        self.acts()
+        return 1
+
+    def __eq__(self, other: object) -> bool:
+        self.acts()
+        return self is other
+
+
+def name(key: Key) -> str:
+    return key.name
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["load", "load_many"])
+@pytest.mark.parametrize("deduplicate", [False, True], ids=["cache", "deduplicate"])
+async def test_a_key_that_fails_to_be_compared_is_not_sent(many: bool, deduplicate: bool) -> None:
+    steps = 0
+
+    def fail_at_last() -> None:
+        nonlocal steps
+        steps -= 1
+        if not steps:
+            raise ArithmeticError("no comparison")
+
+    for most in range(1, 6):
+        steps = 0
+        fetch = Recorder[Key, str](name)
+        async with DataLoader(
+            fetch, cache=not deduplicate, deduplicate=deduplicate, max_batch_size=2
+        ) as loader:
+            first = loader.load(Key("first"))
+            bad = Key("bad", fail_at_last)
+            steps = most
+            try:
+                refused = loader.load_many([bad]) if many else loader.load(bad)
+            except ArithmeticError:
+                refused = None
+            steps = 0
+            last = loader.load(Key("last"))
+            assert await first == "first"
+            assert await last == "last"
+        calls = [[key.name for key in keys] for keys in fetch.calls]
+        if refused is None:
+            assert calls == [["first", "last"]]
+        else:
+            assert sorted(calls) == [["first", "bad"], ["last"]] or most < 2
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["load", "load_many"])
+@pytest.mark.parametrize("size", [1, 2])
+async def test_a_key_that_loads_when_it_is_hashed_makes_no_batch_too_big(
+    size: int, many: bool
+) -> None:
+    extra: list[Any] = []
+
+    def load() -> None:
+        if len(extra) < 9:
+            index = len(extra)
+            extra.append(None)
+            key = Key(f"extra {index}")
+            extra[index] = loader.load_many([key]) if many else loader.load(key)
+
+    fetch = Recorder[Key, str](name)
+    async with DataLoader(fetch, max_batch_size=size) as loader:
+        assert await loader.load(Key("one", load)) == "one"
+        assert await loader.load_many([Key("two", load), Key("three", load)]) == ["two", "three"]
+        for load_ in extra:
+            await load_
+    assert len(extra) == 9
+    assert max(map(len, fetch.calls)) == size
+    assert sum(map(len, fetch.calls)) == 12
