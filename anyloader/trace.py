@@ -324,7 +324,13 @@ class _Recorder:
 
     def _describe(self, error: BaseException) -> str:
         name = type(error).__name__
-        return f"{name}: {excerpt(str(error))[1:-1]}" if self._keys else name
+        if not self._keys:
+            return name
+        try:
+            text = str(error)
+        except Exception:
+            text = "<its str() failed>"
+        return f"{name}: {excerpt(text)[1:-1]}"
 
     def _note_failure(self, event: ValueCacheFailed) -> None:
         # On the way out of a scope no batch is there to tell of; the last one says it.

@@ -404,6 +404,23 @@ async def test_failures_of_a_value_cache_are_bounded() -> None:
     assert len(batch.failures) == 10
 
 
+async def test_an_error_that_cannot_say_what_it_is_fails_its_batch_in_the_record() -> None:
+    class Silent(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    async def fetch(keys: list[int]) -> list[int]:
+        raise Silent
+
+    with record() as trace:
+        async with DataLoader(fetch) as loader:
+            with pytest.raises(Silent):
+                await loader.load(1)
+    (batch,) = trace.batches
+    assert batch.outcome == "failed"
+    assert batch.error == "Silent: <its str() failed>"
+
+
 async def test_a_record_can_do_without_keys_and_texts() -> None:
     async def fail(keys: list[str]) -> list[str]:
         raise ValueError("secret row")
