@@ -386,14 +386,16 @@ class LoadHandle(_Driven[V_co]):
     def _pending_in(self) -> Batch | None:
         return self._batch
 
-    def _park(self, waiter: Callable[[], object]) -> Parked | None:
-        """Call ``waiter`` when this settles; ``None`` if it has settled already."""
+    def _park(self, parked: Parked, here: object) -> bool:
         batch: Any = self._batch
         if batch is not None:
             backend = batch.backend
-            if backend.current() is not backend.token or not batch.has_task:
+            if here is None:
+                here = backend.current()
+            if here is not backend.token or not batch.has_task:
                 batch.scope.check_await(batch)
-        return None if self._batch is None else Parked(self, (self._batch,), waiter)
+                batch = self._batch
+        return batch is not None and parked.wait_for(self, (batch,))
 
     def __repr__(self) -> str:
         detail = f" of {self._batch!r}" if self._batch is not None else ""
@@ -563,13 +565,10 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
     def _is_pending(self) -> bool:
         return bool(self._batches) and not self._is_settled()
 
-    def _park(self, waiter: Callable[[], object]) -> Parked | None:
-        """Call ``waiter`` when this settles; ``None`` if it has settled already."""
+    def _park(self, parked: Parked, here: object) -> bool:
         for batch in list(self._batches):
             batch.scope.check_await(batch)
-        if not self._batches or self._is_settled():
-            return None
-        return Parked(self, tuple(self._batches), waiter)
+        return self._is_pending and parked.wait_for(self, tuple(self._batches))
 
     def __repr__(self) -> str:
         pending = sum(handle._batch is not None for handle in self._handles)
@@ -578,26 +577,37 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
 
 class Parked:
     """
-    Somebody who waits for a load and is no task: a callback.
+    Somebody who waits for one load after the other and is no task: it is called back.
 
-    Counts as a task that awaits the load. Made by ``_park`` of the handle.
+    Counts as a task that awaits the load. See :func:`park`.
     """
 
-    __slots__ = ("_batches", "_load", "_origin", "_waiter")
+    __slots__ = ("_batches", "_load", "_origin")
 
-    def __init__(self, load: Any, batches: tuple[Batch, ...], waiter: Callable[[], object]) -> None:
-        #: What it waits for; ``None`` once it does not.
-        self._load: Any = load
-        self._batches = batches
-        self._waiter = waiter
+    _batches: tuple[Batch, ...]
+    _origin: Batch | None
+
+    def __init__(self) -> None:
+        #: What it waits for; ``None`` while it does not.
+        self._load: Any = None
+
+    def resume(self) -> None:
+        """The load has settled."""
+        raise NotImplementedError
+
+    def wait_for(self, load: Any, batches: tuple[Batch, ...]) -> bool:
+        """For ``_park`` of the handle, which is pending."""
         self._origin = origin = running_batch.get()
         if origin is not None:
             begin_wait(origin, batches)
         load._enter(batches[0], self)
+        self._load = load
+        self._batches = batches
+        return True
 
     def set_result(self, _: None) -> None:
         self._end()
-        self._waiter()
+        self.resume()
 
     def leave(self, given_up: bool = True) -> None:
         """
@@ -671,15 +681,14 @@ def is_pending(load: LoadHandle[Any] | LoadManyHandle[Any]) -> bool:
     return load._is_pending if isinstance(load, LoadManyHandle) else load._batch is not None
 
 
-def park(
-    load: LoadHandle[Any] | LoadManyHandle[Any], waiter: Callable[[], object]
-) -> Parked | None:
+def park(load: LoadHandle[Any] | LoadManyHandle[Any], parked: Parked, here: object = None) -> bool:
     """
-    Call ``waiter`` when ``load`` settles; ``None`` if it has settled already.
+    Let ``parked`` wait for ``load``, whose end it hears of; return ``False`` if it has settled already.
 
+    :param here: the event loop that runs, if it is known
     :raises LoadDeadlockError: and whatever else awaiting it may raise
     """
-    return load._park(waiter)
+    return load._park(parked, here)
 
 
 def extend(many: LoadManyHandle[Any], handles: list[LoadHandle[Any]]) -> None:

@@ -45,6 +45,17 @@ V2 = TypeVar("V2")
 T = TypeVar("T")
 
 
+class _CallsBack(Parked):
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        super().__init__()
+        self._function = function
+
+    def resume(self) -> None:
+        self._function()
+
+
 class LoadFuture(Generic[T]):
     """
     What ``load`` and ``load_many`` return: a handle that passes for an ``asyncio.Future``.
@@ -112,7 +123,9 @@ class LoadFuture(Generic[T]):
     def _park(self) -> None:
         """Have the handle tell this when it settles, unless it has settled."""
         if self._parked is None:
-            self._parked = park(self._handle, self._call_back)
+            parked = _CallsBack(self._call_back)
+            if park(self._handle, parked):
+                self._parked = parked
 
     def _leave(self, given_up: bool = True) -> None:
         parked, self._parked = self._parked, None

@@ -40,7 +40,6 @@ import math
 import sys
 from collections.abc import Awaitable, Coroutine, Generator, Iterable, Sequence
 from contextvars import Context, ContextVar, copy_context
-from functools import partial
 from inspect import CORO_CREATED, getcoroutinelocals, getcoroutinestate
 from types import CoroutineType, GeneratorType, coroutine
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -50,14 +49,13 @@ import anyio
 from anyio.lowlevel import checkpoint
 from graphql import GraphQLError
 
-from .._backend import TrioBackend, delegate, running_backend
+from .._backend import TrioBackend, running_backend
 from .._batch import (
     LoadHandle,
     LoadManyHandle,
     Parked,
     await_settled,
     batches_of,
-    is_pending,
     outcome_in,
     park,
 )
@@ -84,24 +82,10 @@ __all__ = (
 _Load: TypeAlias = "LoadHandle[Any] | LoadManyHandle[Any]"
 
 
-def _park(load: _Load, unit: _Unit) -> None:
-    """Let ``unit`` hear when a load settles; may raise what awaiting it may raise."""
-    unit.parked = park(load, partial(unit.set_result, None))
-    if (
-        unit.parked is None
-    ):  # pragma: no cover - its foreign group has ended, so it has failed by this
-        unit.set_result(None)
-
-
-def _unpark(unit: _Unit) -> None:
-    if unit.parked is not None:  # pragma: no branch - see above
-        unit.parked.leave()
-
-
 # Units
 
 
-class _Unit:
+class _Unit(Parked):
     """See the theory of operation on top of this module."""
 
     __slots__ = (
@@ -114,7 +98,6 @@ class _Unit:
         "group",
         "index",
         "is_native",
-        "parked",
         "stops",
         "waits",
     )
@@ -122,15 +105,14 @@ class _Unit:
     def __init__(
         self, group: _Group, index: int, steps: Coroutine[Any, Any, Any], context: Context
     ) -> None:
+        super().__init__()
         self.group = group
         self.index = index
         #: ``None`` once it has ended.
         self.coroutine: Coroutine[Any, Any, Any] | None = steps
         self.context = context
-        #: What it has parked for, if it has.
-        self.waits: _Group | _Load | None = None
-        #: By which it waits for a load.
-        self.parked: Parked | None = None
+        #: The gather it has parked for, if it has; a load is known to :class:`Parked`.
+        self.waits: _Group | None = None
         #: What to cancel to cancel its task; ``None`` while it has none.
         self.stops: Any = None
         #: Whether its task has made its first step.
@@ -143,7 +125,7 @@ class _Unit:
         #: Batches that its operation has noted it to wait for.
         self.batches: tuple[Batch, ...] | None = None
 
-    def step(self) -> None:
+    def step(self, scheduler: _Scheduler) -> None:
         """Make one step, as one of all that are ready."""
         steps = self.coroutine
         if steps is None:  # cancelled while it was ready
@@ -151,9 +133,7 @@ class _Unit:
         if self.cancelled:
             self.close()
             return
-        scheduler = self.group.scheduler
         scheduler.unit = self
-        scheduler.runner = scheduler.here
         try:
             yielded = self.context.run(steps.send, None)
         except StopIteration as stop:
@@ -163,48 +143,39 @@ class _Unit:
             self.coroutine = None
             self.group.failed(self.index, exc)
         else:
+            if yielded is _PARKED:
+                return
             if yielded is _MOVES:
                 scheduler.tasks.add(self)
                 scheduler.operation.others += 1
                 scheduler.start(self)
-            elif yielded is not _PARKED:
+                scheduler.runner = scheduler.here  # it may have made a step by this
+            else:
                 steps.close()
                 self.coroutine = None
                 self.group.failed(self.index, RuntimeError(_NATIVE))
 
-    def set_result(self, result: None) -> None:
+    def resume(self) -> None:
         """What it has parked for has come to an end, however it did."""
-        self.waits = None
+        scheduler = self.group.scheduler
         if self.batches is not None:
-            self.group.scheduler.operation.forget(self.batches)
+            scheduler.operation.forget(self.batches)
             self.batches = None
-        self.group.scheduler.add(self)
-
-    def park(self, load: Any) -> None:
-        """Wait for a pending load; may raise what awaiting it may raise."""
-        self.waits = load
-        try:
-            _park(load, self)
-        except BaseException:
-            self.waits = None
-            raise
-        if _AllWaiting.in_use and self.waits is not None:
-            self.batches = self.group.scheduler.operation.note(load)
+        scheduler.ready.append(self)
+        scheduler.stir()
 
     def cancel(self) -> None:
         if self.coroutine is None or self.cancelled:
             return
         self.cancelled = True
-        waits = self.waits
         if self.stops is not None:
             self.stop()
-        elif isinstance(waits, _Group):
-            waits.cancel()  # and it is closed when all of them have ended
+        elif self.waits is not None:
+            self.waits.cancel()  # and it is closed when all of them have ended
         else:
-            if waits is not None:
-                _unpark(self)
-                if self.batches is not None:  # pragma: no branch - known once it waits
-                    self.group.scheduler.operation.forget(self.batches)
+            self.leave()
+            if self.batches is not None:
+                self.group.scheduler.operation.forget(self.batches)
             self.close()
 
     def stop(self) -> None:
@@ -258,16 +229,18 @@ class _Group:
             )
             for index, awaitable in enumerate(awaitables)
         ]
-        scheduler.add(*self.children)
+        scheduler.ready += self.children
+        scheduler.stir()
 
     def ended(self, index: int, value: Any) -> None:
         self.results[index] = value
         self.left -= 1
         if not self.left:
             if self.unit is not None:
-                self.unit.set_result(None)
+                self.unit.waits = None
+                self.unit.resume()
             else:
-                self.scheduler.add()  # nothing: but it is to see that it has ended
+                self.scheduler.stir()  # it is to see that it has ended
 
     def failed(self, index: int, error: Exception) -> None:
         if not self.return_exceptions and self.error is None:
@@ -386,12 +359,10 @@ def awaited(awaitable: Any, executor: Any = None) -> Any:
     kind = type(awaitable)
     if kind is not LoadHandle and kind is not LoadManyHandle:
         return _natively(unit, scheduler, awaitable)
-    if not is_pending(awaitable):
-        # One that was cancelled would look whether it is to wait, of which the task knows nothing.
-        is_value = kind is LoadHandle and type(outcome_in(awaitable)) is not Failure
-        return awaitable if is_value else delegate(await_settled(awaitable))
-    unit.park(awaitable)
-    return _settled(awaitable)
+    parked = park(awaitable, unit, scheduler.token)
+    if parked and _AllWaiting.in_use:
+        unit.batches = scheduler.operation.note(awaitable)
+    return _loaded(awaitable, parked)
 
 
 async def resolved(awaitable: Awaitable[Any]) -> Any:
@@ -400,8 +371,14 @@ async def resolved(awaitable: Awaitable[Any]) -> Any:
 
 
 @coroutine
-def _settled(load: _Load) -> Generator[Any, Any, Any]:
-    yield _PARKED
+def _loaded(load: _Load, parked: bool) -> Generator[Any, Any, Any]:
+    if parked:
+        yield _PARKED
+    if type(load) is LoadHandle:
+        value = outcome_in(load)
+        if type(value) is not Failure:
+            return value
+    # One that was cancelled would look whether it is to wait, of which the task knows nothing.
     return (yield from await_settled(load))
 
 
@@ -459,7 +436,7 @@ def _drive(unit: _Unit) -> Generator[Any, Any, None]:
         if yielded is _PARKED:
             return
         if scheduler.ready:
-            scheduler.add()
+            scheduler.stir()
         batches = None
         if _AllWaiting.in_use:
             operation = scheduler.operation
@@ -539,6 +516,7 @@ async def _schedule(awaitables: Sequence[Awaitable[Any]], return_exceptions: boo
         scheduler = _TrioScheduler()
     else:
         scheduler = _AsyncioScheduler()
+    scheduler.token = None if backend is None else backend.token
     outer = _scheduler.get()
     is_part = outer is not None and not outer.operation.ended
     operation = scheduler.operation = outer.operation if outer and is_part else _Operation()
@@ -563,6 +541,8 @@ class _Scheduler:
 
     operation: _Operation
     root: _Group
+    #: The event loop, if one runs.
+    token: object
     has_loop = False
     Cancelled: type[BaseException] = GeneratorExit
 
@@ -593,9 +573,8 @@ class _Scheduler:
         """Whether there is a reason to cancel the unit, whose task this is."""
         return unit.cancelled
 
-    def add(self, *units: _Unit) -> None:
-        """Let these be ready."""
-        self.ready += units
+    def stir(self) -> None:
+        """There is something to be done: a unit that is ready, or the end."""
         if self.sleeping and not self.stepping:
             self.wake()
 
@@ -644,8 +623,9 @@ class _Scheduler:
                 # Not before all that were ready have made their step. So not in a task of a unit either:
                 # others may be about to make theirs.
                 failed, self.failed = self.failed, []
+            self.runner = self.here
             for unit in ready:
-                unit.step()
+                unit.step(self)
             for group in failed:
                 group.cancel()
 

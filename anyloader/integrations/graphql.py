@@ -25,7 +25,8 @@ try:
 except ModuleNotFoundError as _exc:
     raise missing("graphql", _exc) from _exc
 
-from .._batch import LoadHandle
+from .._batch import LoadHandle, batch_of, outcome_in
+from .._results import Failure
 from .._scope import LoaderScope
 from ._graphql_units import (
     all_waiting,
@@ -287,7 +288,8 @@ class AnyioExecutor(_Stock):
         ) -> Any:
             if (
                 type(result) is not LoadHandle
-                or result.status is not LoadHandle.Status.FINISHED
+                or batch_of(result) is not None
+                or type(outcome_in(result)) is Failure
                 or self.abort_signal is not None
                 or self._nested >= _MOST_NESTED
                 or not isinstance(path.key, str)  # an item of @stream, which is awaited
@@ -305,7 +307,7 @@ class AnyioExecutor(_Stock):
                     field_details_list,
                     info,
                     path,
-                    result.return_value,
+                    outcome_in(result),
                     position_context,
                 )
             except Exception as exc:
