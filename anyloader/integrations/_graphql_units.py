@@ -90,7 +90,6 @@ class _Unit(Parked):
 
     __slots__ = (
         "batches",
-        "begun",
         "cancelled",
         "context",
         "coroutine",
@@ -99,6 +98,7 @@ class _Unit(Parked):
         "index",
         "is_native",
         "stops",
+        "task",
         "waits",
     )
 
@@ -115,8 +115,8 @@ class _Unit(Parked):
         self.waits: _Group | None = None
         #: What to cancel to cancel its task; ``None`` while it has none.
         self.stops: Any = None
-        #: Whether its task has made its first step.
-        self.begun = False
+        #: The task, once it can be cancelled.
+        self.task: object = None
         #: Whether what a resolver wrote is being awaited, in its task.
         self.is_native = False
         #: How many fields may be nested in its coroutine: it has waited for so many.
@@ -181,17 +181,8 @@ class _Unit(Parked):
     def stop(self) -> None:
         """Cancel its task."""
         # One of asyncio's that is cancelled before its first step makes none.
-        if self.begun:
+        if self.task is not None:
             self.stops.cancel()
-
-    def leave_task(self) -> None:
-        """Its task ends; what is left of it is for the scheduler."""
-        self.stops = None
-        self.begun = False
-        scheduler = self.group.scheduler
-        scheduler.tasks.discard(self)
-        if self.coroutine is not None:
-            self.context = copy_context()
 
     def close(self) -> None:
         steps = self.coroutine
@@ -406,21 +397,23 @@ def _natively(unit: _Unit, scheduler: _Scheduler, awaitable: Any) -> Generator[A
         # Let out it would pass for a cancellation of the operation.
         raise RuntimeError(_STRAY) from exc
     finally:
+        # What comes next in this step is graphql-core's.
         unit.is_native = False
+        scheduler.unit = unit
+        scheduler.runner = unit.task
+        scheduler.stepping = True
 
 
 @coroutine
 def _drive(unit: _Unit) -> Generator[Any, Any, None]:
     """Make the steps of a unit that has a task, in that task, until it ends or parks."""
     scheduler = unit.group.scheduler
-    task = scheduler.current_task()
+    unit.task = scheduler.current_task()
+    # One that is started eagerly makes its first step amid those of others.
+    nested = scheduler.stepping
     steps: Any = unit.coroutine
     step, argument = steps.send, None
     while True:
-        nested = scheduler.stepping
-        scheduler.stepping = True
-        scheduler.unit = unit
-        scheduler.runner = task
         try:
             yielded = step(argument)
         except StopIteration as stop:
@@ -445,6 +438,7 @@ def _drive(unit: _Unit) -> Generator[Any, Any, None]:
                 operation.one_less()
             elif operation.sleepers:
                 operation.wake()
+        nested = False
         try:
             argument = yield yielded
             step = steps.send
@@ -648,7 +642,10 @@ class _Scheduler:
 
     def left(self, unit: _Unit, interrupt: BaseException | None) -> None:
         """The task of a unit ends: it has ended itself, or parked, or was cancelled."""
-        unit.leave_task()
+        self.tasks.discard(unit)
+        unit.stops = unit.task = None
+        if unit.coroutine is not None:
+            unit.context = copy_context()
         if unit.cancelled or interrupt is not None:
             unit.cancelled = False
             unit.cancel()  # what it has parked for since, or itself
@@ -701,7 +698,7 @@ class _AsyncioScheduler(_Scheduler):
             )
         else:
             task = unit.context.run(self._loop.create_task, steps)
-            if not unit.begun:
+            if unit.task is None:
                 _announce(unit)
         if unit.stops is not None:
             unit.stops = task
@@ -709,7 +706,6 @@ class _AsyncioScheduler(_Scheduler):
     async def _run(self, unit: _Unit) -> None:
         interrupt = None
         if not unit.cancelled:
-            unit.begun = True
             try:
                 await _drive(unit)
             except self._asyncio.CancelledError:
@@ -789,12 +785,9 @@ class _TrioScheduler(_Scheduler):
 
     def start(self, unit: _Unit) -> None:
         unit.stops = self._trio.CancelScope()
-        unit.begun = True
-        unit.context.run(self._start, unit)
+        unit.task = _STARTS
+        unit.context.run(self._nursery.start_soon, self._run, unit, name="a GraphQL resolver")
         _announce(unit)
-
-    def _start(self, unit: _Unit) -> None:
-        self._nursery.start_soon(self._run, unit, name="a GraphQL resolver")
 
     async def _run(self, unit: _Unit) -> None:
         interrupt = None
