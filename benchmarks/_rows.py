@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from tempfile import TemporaryDirectory
@@ -45,7 +46,7 @@ KEYS = list(range(1_000_000))
 Work = Callable[[Any], Awaitable[object]]
 
 
-async def _timed(work: Callable[[], Awaitable[object]], units: int) -> float:
+async def timed(work: Callable[[], Awaitable[object]], units: int) -> float:
     # A function, as some of the work is done by the call and some by the await.
     began = cpu_time()
     await work()
@@ -107,7 +108,7 @@ async def time_work(
             for key in KEYS[:5_000]:  # one by one, as the floor has no load_many
                 loader.load(key)
             await loader.load(1)
-        return await _timed(partial(work, loader), loads)
+        return await timed(partial(work, loader), loads)
 
 
 def _contests(
@@ -159,7 +160,7 @@ _QUERY = "{ nodes { name children { name children { name } } } }"
 _TYPES = "type Query { nodes: [Node] }  type Node { name: String, children: [Node] }"
 
 
-async def _names(nodes: list[int]) -> list[str]:
+async def names(nodes: list[int]) -> list[str]:
     return [f"node {node}" for node in nodes]
 
 
@@ -185,13 +186,13 @@ def graphql_contests() -> Iterator[Contest]:
 
     def sample(run: Callable[..., float], opened: Open) -> float:
         async def request() -> None:
-            async with opened(_names) as names, opened(_children) as children:
-                result = await graphql.execute(schema, document, context_value=(names, children))
+            async with opened(names) as by_name, opened(_children) as children:
+                result = await graphql.execute(schema, document, context_value=(by_name, children))
             if result.errors or len(result.data["nodes"][19]["children"][8]["children"]) != 10:
                 raise RuntimeError(f"wrong answer: {result.errors}")
 
         async def main() -> float:
-            return await _timed(request, 2_000)
+            return await timed(request, 2_000)
 
         return run(main())
 
@@ -205,7 +206,7 @@ def graphql_contests() -> Iterator[Contest]:
 # GraphQL under AnyioExecutor: half of the objects are in a list, each of which has another one.
 
 
-def _pairs(resolvers: str, n: int) -> tuple[Any, Any]:
+def pairs(resolvers: str, n: int) -> tuple[Any, Any]:
     graphql = import_module("graphql")
     schema = graphql.build_schema(
         "type Query { nodes: [Node] } type Node { name: String, other: Node }"
@@ -233,6 +234,33 @@ def _pairs(resolvers: str, n: int) -> tuple[Any, Any]:
     return schema, graphql.parse("{ nodes { other { name } } }")
 
 
+def others_of(n: int) -> BatchFunction:
+    async def others(nodes: list[int]) -> list[int]:
+        return [node + n for node in nodes]
+
+    return others
+
+
+def _no_loader(_function: BatchFunction, /, *, cache: bool = True) -> Any:
+    return nullcontext()
+
+
+def time_executor(resolvers: str, n: int, backend: str, opened: Open, **options: Any) -> float:
+    graphql = import_module("graphql")
+    schema, document = pairs(resolvers, n)
+
+    async def request() -> None:
+        async with opened(names) as name_loader, opened(others_of(n)) as loader:
+            loaders = (name_loader, loader)
+            result = graphql.execute(schema, document, context_value=loaders, **options)
+            if graphql.pyutils.is_awaitable(result):
+                result = await result
+        if result.data["nodes"][-1]["other"]["name"] != f"node {n + n // 2 - 1}":
+            raise RuntimeError(f"wrong answer: {result.errors}")
+
+    return anyio.run(timed, request, n, backend=backend)
+
+
 def executor_contests(resolvers: str, trio: bool) -> Iterator[Contest]:
     found = peers()
     if "graphql" in missing() or "aiodataloader" not in found or (trio and "trio" in missing()):
@@ -241,27 +269,16 @@ def executor_contests(resolvers: str, trio: bool) -> Iterator[Contest]:
     executor = import_module("anyloader.integrations.graphql").AnyioExecutor
     name = "executor_class" if hasattr(graphql, "Executor") else "execution_context_class"
 
-    def sample(n: int, backend: str, opened: Open, **options: Any) -> float:
-        schema, document = _pairs(resolvers, n)
-
-        async def others(nodes: list[int]) -> list[int]:
-            return [node + n for node in nodes]
-
-        async def request() -> None:
-            async with opened(_names) as names, opened(others) as loader:
-                result = graphql.execute(schema, document, context_value=(names, loader), **options)
-                if graphql.pyutils.is_awaitable(result):
-                    result = await result
-            if result.data["nodes"][-1]["other"]["name"] != f"node {n + n // 2 - 1}":
-                raise RuntimeError(f"wrong answer: {result.errors}")
-
-        return anyio.run(_timed, request, n, backend=backend)
-
+    # Opening a loader is no matter of graphql-core's: where nothing is loaded there is none.
+    loads = resolvers != "plain"
+    opens, stock_opens = (ours, found["aiodataloader"]) if loads else (_no_loader, _no_loader)
     backend = "trio" if trio else "asyncio"
     for n in (2_000, 8_000):
         samples: dict[str, Sample] = {
-            "AnyioExecutor": partial(sample, n, backend, ours, **{name: executor}),
-            "stock, asyncio": partial(sample, n, "asyncio", found["aiodataloader"]),
+            "AnyioExecutor": partial(
+                time_executor, resolvers, n, backend, opens, **{name: executor}
+            ),
+            "stock, asyncio": partial(time_executor, resolvers, n, "asyncio", stock_opens),
         }
         yield Contest(f"{backend}, {n}", samples, [("AnyioExecutor", "stock, asyncio")])
 
@@ -308,11 +325,11 @@ def trio_contests(work: Work, loads: int) -> Iterator[Contest]:
 
     async def with_ours() -> float:
         async with ours(batch) as loader:
-            return await _timed(partial(work, loader), loads)
+            return await timed(partial(work, loader), loads)
 
     async def with_floor() -> float:
         async with trio.open_nursery() as nursery:
-            return await _timed(partial(work, Floor(nursery)), loads)
+            return await timed(partial(work, Floor(nursery)), loads)
 
     samples: dict[str, Sample] = {
         OURS: partial(trio.run, with_ours),
@@ -335,7 +352,7 @@ def _load_many_of(backend: str, n: int) -> float:
         repeats = max(1, 20_000 // n)
         for _ in range(repeats):
             async with ours(batch) as loader:
-                seconds += await _timed(partial(loader.load_many, KEYS[:n]), 1)
+                seconds += await timed(partial(loader.load_many, KEYS[:n]), 1)
         return seconds / repeats / n
 
     return anyio.run(main, backend=backend)
@@ -396,7 +413,7 @@ def hooks_contests() -> Iterator[Contest]:
     def sample(work: Work, loads: int, opened: Open) -> float:
         async def main() -> float:
             async with opened(batch) as loader:
-                return await _timed(partial(work, loader), loads)
+                return await timed(partial(work, loader), loads)
 
         return asyncio.run(main())
 
@@ -432,7 +449,7 @@ def _requests(app: App, n: int = 1_000) -> float:
             await app(scope, _receive, _send)
 
     async def main() -> float:
-        return await _timed(requests, n)
+        return await timed(requests, n)
 
     return asyncio.run(main())
 
