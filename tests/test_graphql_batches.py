@@ -14,7 +14,7 @@ graphql = pytest.importorskip("graphql")
 
 from anyloader import DataLoader, LoaderScope, batch_loader, current_scope  # noqa: E402
 from anyloader.integrations.graphql import AnyioExecutor, all_waiting  # noqa: E402
-from anyloader.schedules import Schedule, quiescent  # noqa: E402
+from anyloader.schedules import Schedule, quiescent, window  # noqa: E402
 from support import run_seeds, run_shuffled  # noqa: E402
 
 EXECUTOR = "executor_class" if hasattr(graphql, "Executor") else "execution_context_class"
@@ -391,6 +391,25 @@ async def test_load_many_and_loads_in_batch_functions_are_waited_for() -> None:
         _, seconds = await names_of(all_waiting(), resolve, (1, 2, 3))
     assert names == letters == [[1, 2, 3, 11, 12, 13]]
     assert seconds == 0.01
+
+
+@pytest.mark.anyio
+@pytest.mark.virtual_time
+async def test_what_functions_lead_to_that_end_apart_shares_a_batch_by_a_window() -> None:
+    def ends_after(seconds: float) -> DataLoader[int, int]:
+        async def fetch(keys: list[int]) -> list[int]:
+            await anyio.sleep(seconds)
+            return keys
+
+        return DataLoader(fetch, schedule=all_waiting())
+
+    async def resolve(loader: DataLoader[int, str], id: int) -> str:
+        return await loader.load(await (posts if id == 1 else comments).load(id))
+
+    async with ends_after(0.005) as posts, ends_after(0.009) as comments:
+        assert await names_of(all_waiting(), resolve, (1, 2)) == ([[1], [2]], 0.009)
+    async with ends_after(0.005) as posts, ends_after(0.009) as comments:
+        assert await names_of(window(0.005), resolve, (1, 2)) == ([[1, 2]], 0.01)
 
 
 @pytest.mark.anyio

@@ -980,6 +980,12 @@ def all_waiting(*, max_wait: float = DEFAULT_MAX_WAIT) -> Schedule:
     rounds that Haxl had before its version 2. The price: a level of a query is as slow as its slowest
     resolver.
 
+    **A function that still runs holds nobody back.** Who waits for its batch waits for a load like all
+    others. So what two batch functions lead to is two batches where one takes longer, and where they end
+    within a round or two of each other the scheduler decides. Holding the level back for the slowest
+    function would cost more time than the batch: if it has to be one, give the loader that comes next
+    :func:`anyloader.schedules.window` in place of this, with a time within which both functions end.
+
     A batch leaves by the rule of :func:`anyloader.schedules.quiescent` instead if no resolver waits
     for it, or a task does that the executor has not started: a resolver may be waiting for that
     task, so waiting for the resolver could last for ever.
