@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import Context, copy_context
-from functools import partial
 from typing import Any
 
 import anyio
@@ -24,7 +23,7 @@ from anyloader import (
     current_scope,
     schedules,
 )
-from anyloader._batch import park
+from anyloader._batch import Parked, park
 from anyloader._workers import _in_context
 from anyloader.hooks import BatchSealed, Event
 from support import Recorder, wait_all_tasks_blocked
@@ -83,17 +82,23 @@ async def test_a_load_many_that_is_resumed_too_early_says_so() -> None:
     assert "resumed before it settled" in str(errors)
 
 
-async def test_who_waits_as_a_callback_and_comes_too_late() -> None:
-    called: list[str] = []
+async def test_who_is_called_back_and_comes_too_late() -> None:
+    class Waits(Parked):
+        resumed = 0
+
+        def resume(self) -> None:
+            self.resumed += 1
+
     async with DataLoader(Recorder[int, str](str)) as loader:
         load, many = loader.load(1), loader.load_many([1, 2])
-        waits = park(load, partial(called.append, "load"))
-        assert waits is not None
+        waits = Waits()
+        assert park(load, waits)
         await many
-        assert called == ["load"]
+        assert waits.resumed == 1
         waits.leave()  # has no effect any more
-        assert park(load, called.clear) is None
-        assert park(many, called.clear) is None
+        assert not park(load, waits)
+        assert not park(many, waits)
+    assert waits.resumed == 1
 
 
 async def test_a_load_many_whose_group_has_ended_unheard() -> None:
