@@ -204,3 +204,21 @@ def test_other_requests_go_on_when_one_is_cancelled(watched: Site) -> None:
             assert [response.json()["batches"] for response in responses] == [1] * 10
     watched.wait_for("started", "cancelled")
     assert watched.get("/squares/3").json()["squares"] == [0, 1, 4]
+
+
+@pytest.mark.skipif("uvicorn" not in SERVERS, reason="uvicorn is not installed")
+def test_a_server_that_stops_cancels_what_is_under_way() -> None:
+    """Hypercorn waits for its requests, on asyncio, or just ends."""
+    with serve("uvicorn", "all_frameworks:app") as server:
+        site, other = Site(server, "starlette"), Site(server, "fastapi")
+        paths = [f"GET /slow/{site.name}", f"POST /slow/{site.name}-2"]
+        connections = [each.connect(path) for each in (site, other) for path in paths]
+        for name in site.name, f"{site.name}-2":
+            site.name = name
+            site.wait_for("started", "started")
+    for connection in connections:
+        connection.close()
+    log = "".join(server.log)
+    assert "Cancel 4 running task(s)" in log
+    assert "Finished server process" in log
+    assert not [word for word in ("never", "destroyed", "ExceptionGroup") if word in log]
