@@ -133,7 +133,7 @@ from anyloader import LoaderScope, batch_loader
 from anyloader.integrations.asgi import LoaderScopeMiddleware
 from anyloader.integrations.django import DjangoScope
 import web_django
-from web_django import Author, books_of, describe, describe_sync, urlpatterns
+from web_django import Author, books_of, describe, describe_all, urlpatterns
 
 batches = []
 web_django.print = lambda *line, flush: batches.append(line[1])  # what it would print
@@ -142,6 +142,9 @@ async def tell(request):
     told = batches.copy()
     batches.clear()
     return JsonResponse(told, safe=False)
+
+def describe_sync(ids):
+    return async_to_sync(describe_all)(ids)
 
 def sync_only(get_response):
     return lambda request: get_response(request)

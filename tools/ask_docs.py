@@ -68,6 +68,9 @@ QUESTIONS = {
     # Frameworks
     "Django": "django",
     "sync_to_async": "django threads",
+    "async_to_sync": "django threads",
+    "Django test client": "django",
+    "sync endpoints hang": "troubleshooting web",
     "FastAPI": "web sqlalchemy strawberry-fastapi",
     "FastAPI Depends": "web sqlalchemy",
     "middleware": "web reference/integrations",

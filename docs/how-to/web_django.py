@@ -58,9 +58,13 @@ async def describe(id: int) -> dict[str, Any]:
     return {"name": (await author).name, "books": [book.title for book in await books]}
 
 
+async def describe_all(ids: list[int]) -> tuple[dict[str, Any], ...]:
+    return await gather(*map(describe, ids))
+
+
 async def show_all(request: HttpRequest) -> JsonResponse:
     ids = [id async for id in Author.objects.order_by("id").values_list("id", flat=True)]
-    return JsonResponse(await gather(*map(describe, ids)), safe=False)
+    return JsonResponse(await describe_all(ids), safe=False)
 
 
 async def show(request: HttpRequest, id: int) -> JsonResponse:
@@ -70,14 +74,9 @@ async def show(request: HttpRequest, id: int) -> JsonResponse:
         raise Http404 from None
 
 
-@async_to_sync
-async def describe_sync(ids: list[int]) -> Any:
-    return await gather(*map(describe, ids))
-
-
 def show_sync(request: HttpRequest) -> JsonResponse:
     ids = list(Author.objects.order_by("id").values_list("id", flat=True))
-    return JsonResponse(describe_sync(ids), safe=False)
+    return JsonResponse(async_to_sync(describe_all)(ids), safe=False)
 
 
 urlpatterns = [path("", show_all), path("<int:id>", show), path("sync", show_sync)]
