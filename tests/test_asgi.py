@@ -28,6 +28,7 @@ START: Message = {"type": "http.response.start", "status": 200, "headers": []}
 PART: Message = {"type": "http.response.body", "body": b"a", "more_body": True}
 END: Message = {"type": "http.response.body", "body": b"b"}
 PATHSEND: Message = {"type": "http.response.pathsend", "path": "/tmp/file"}
+ZEROCOPY: Message = {"type": "http.response.zerocopysend", "file": 3, "more_body": False}
 GONE: Message = {"type": "http.disconnect"}
 TEXT: Message = {"type": "websocket.receive", "text": "hello"}
 LEFT: Message = {"type": "websocket.disconnect", "code": 1006}
@@ -375,7 +376,7 @@ async def test_a_disconnect_cancels_the_request_and_its_batches(
         assert sorted(slow.log) == ["batch cancelled", "request cancelled", "started"]
 
 
-@pytest.mark.parametrize("end", [END, PATHSEND])
+@pytest.mark.parametrize("end", [END, PATHSEND, ZEROCOPY])
 async def test_a_disconnect_after_the_response_cancels_nothing(end: Message) -> None:
     slow = Slow()
 

@@ -19,6 +19,9 @@ Send = Callable[[Message], Awaitable[None]]
 # Frameworks have types of their own for these three, which exclude one another.
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
+#: What has a part of a response's body. The two latter are extensions of ASGI.
+_BODIES = frozenset(f"http.response.{kind}" for kind in ("body", "pathsend", "zerocopysend"))
+
 
 def safe_methods(scope: Any) -> bool:
     """
@@ -163,7 +166,7 @@ async def _run_watched(
 
     async def pass_on(message: Message) -> None:
         nonlocal complete
-        if message["type"] in ("http.response.body", "http.response.pathsend"):
+        if message["type"] in _BODIES:
             complete = not message.get("more_body", False)
         await send(message)
 
