@@ -40,9 +40,14 @@ class Executor(AnyioExecutor):
 
 class Sockets(GraphQLTransportWSHandler):
     async def observe_async_results(
-        self, websocket: Any, results_producer: AsyncGenerator[Any, None], *args: Any
+        self,
+        websocket: Any,
+        results_producer: AsyncGenerator[Any, None],
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
-        await super().observe_async_results(websocket, in_scopes(results_producer), *args)
+        scoped = in_scopes(results_producer)
+        await super().observe_async_results(websocket, scoped, *args, **kwargs)
 
 
 async def in_scopes(results: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
