@@ -129,6 +129,7 @@ from django.core.asgi import get_asgi_application
 from django.db import transaction
 from django.http import JsonResponse, StreamingHttpResponse
 from django.urls import path
+from django.utils import translation
 from anyloader import LoaderScope, batch_loader
 from anyloader.integrations.asgi import LoaderScopeMiddleware
 from anyloader.integrations.django import DjangoScope
@@ -167,6 +168,13 @@ def write(request):
         transaction.set_rollback(True)
     return JsonResponse(found, safe=False)
 
+@batch_loader
+async def language(keys):
+    return [translation.get_language()] * len(keys)
+
+async def load_language(request):
+    return JsonResponse(await language.load(1), safe=False)
+
 def twice(request):
     return JsonResponse([async_to_sync(describe)(1), async_to_sync(describe)(1)], safe=False)
 
@@ -188,10 +196,13 @@ def streamed(scope):
 
 urlpatterns += [
     path("threads", threads), path("write", write), path("twice", twice), path("too-late", too_late),
-    path("batches", tell),
+    path("batches", tell), path("language", load_language),
     path("streamed", streamed(LoaderScope)),
 ]
 apps = {"own": get_asgi_application()}
+settings.MIDDLEWARE.insert(0, "django.middleware.locale.LocaleMiddleware")
+apps["translated"] = get_asgi_application()
+del settings.MIDDLEWARE[0]
 settings.MIDDLEWARE.insert(0, "more.sync_only")
 apps["behind-sync"] = get_asgi_application()
 settings.MIDDLEWARE.append("more.sync_only")
@@ -229,6 +240,9 @@ def test_django(server: str, tmp_path: Path) -> None:
                 assert list(threads.map(get, [f"{site}/threads"] * 2)) == [True, True]
             assert status(f"{site}/99") == 404
             get(f"{site}/batches")
+        for language in "de", "fr":
+            url = f"{running.url}/translated/language"
+            assert get(url, **{"Accept-Language": language}) == language
 
 
 @pytest.mark.usefixtures("django_database")

@@ -86,7 +86,8 @@ class LoaderScopeMiddleware:
 
         MIDDLEWARE = [..., "anyloader.integrations.django.LoaderScopeMiddleware"]
 
-    Last in the list, so that what other middleware returns early needs no scope. Async views load in
+    Last in the list, so that batch functions see what other middleware has activated, such as a
+    language, and what that returns early needs no scope. Async views load in
     it, and sync ones in coroutines that they give to ``async_to_sync``; under ASGI, under WSGI (where
     Django starts an event loop for each request that passes an async middleware), and in both of its
     test clients. The scope is left when the view has returned: a streamed response comes after that,
