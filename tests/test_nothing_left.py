@@ -261,6 +261,7 @@ CASES = [(function, "default") for function in FUNCTIONS] + [("list", option) fo
 @pytest.fixture
 def no_collector() -> Iterator[None]:
     gc.collect()
+    gc.freeze()  # `census` is about what a test makes; it took longer with each test that had been
     gc.disable()
     yield
     gc.enable()
