@@ -286,7 +286,7 @@ def test_guard_fails_a_test(pytester: pytest.Pytester, monkeypatch: pytest.Monke
     )
     result = pytester.runpytest_subprocess(
         *PYTEST[3:],
-        *("-W", "error", "--tb=short", "-k", "not uvloop and not eager"),
+        *("--assert=rewrite", "-W", "error", "--tb=short", "-k", "not uvloop and not eager"),
     )
     result.assert_outcomes(passed=4, failed=1, errors=2)
     result.stdout.fnmatch_lines(

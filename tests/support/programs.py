@@ -9,10 +9,11 @@ from pathlib import Path
 
 __all__ = ("PYTEST", "run_program")
 
-#: Runs the pytest of others, without the plugins that take seconds to import and have no part in it.
+#: Runs the pytest of others, without what takes seconds and has no part in it: plugins to import, and
+#: assertions of whole packages to rewrite.
 PYTEST = [
     *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:faker"),
-    *("-p", "no:hypothesispytest", "-p", "no:randomly", "-p", "no:xdist"),
+    *("-p", "no:hypothesispytest", "-p", "no:randomly", "-p", "no:xdist", "--assert=plain"),
 ]
 
 _TESTS = Path(__file__).parents[1]
