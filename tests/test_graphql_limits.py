@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gc
-import re
-import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from importlib import import_module
 from typing import Any
 
 import anyio
@@ -15,7 +14,7 @@ from anyio.lowlevel import checkpoint
 
 pytest.importorskip("graphql")
 
-from anyloader import DataLoader
+from anyloader import DataLoader, integrations
 from anyloader.integrations import _graphql_units as units
 from anyloader.integrations.graphql import AnyioExecutor, all_waiting
 from support import Recorder
@@ -227,37 +226,38 @@ async def test_an_abort_signal_of_a_subscription_is_refused_under_trio_only(
 
 
 def test_an_import_is_refused_where_graphql_core_differs() -> None:
-    code = """
-import graphql.execution as execution
-core = getattr(execution, "Executor", None) or execution.ExecutionContext
-{change}
-import anyloader.integrations.graphql
-"""
-    gather = "gather_with_cancel" if IS_3_3 else "gather"
-    changes = [
-        "",
-        f"def other(self): return {gather}()\n{{core}}.other = other",
-        "def other(self): pass\n{core}.execute_fields = other",
-        "del {core}.execute_fields",
-        "del {core}.execute_operation",
-        "import sys\ndel sys.modules[{core}.__module__].default_type_resolver",
-        "import sys\nsys.modules['graphql.execution.incremental'] = None",
-        "del execution.Executor" if IS_3_3 else "del execution.ExecutionContext",
+    execution: Any = import_module("graphql.execution")
+    name = "anyloader.integrations.graphql"
+    base = "Executor" if IS_3_3 else "ExecutionContext"
+    core = getattr(execution, base)
+    gathers = eval(f"lambda self: {'gather_with_cancel' if IS_3_3 else 'gather'}()")
+    module = sys.modules[core.__module__]
+    changes: list[Callable[[pytest.MonkeyPatch], None]] = [
+        lambda patch: patch.setattr(core, "other", gathers, raising=False),
+        lambda patch: patch.setattr(core, "execute_fields", lambda self: None),
+        lambda patch: patch.delattr(core, "execute_fields"),
+        lambda patch: patch.delattr(core, "execute_operation"),
+        lambda patch: patch.delattr(module, "default_type_resolver"),
+        lambda patch: patch.delattr(execution, base),
     ]
-    if not IS_3_3:
-        del changes[-2]
-    outcomes = []
-    for change in changes:
-        run = subprocess.run(
-            [sys.executable, "-c", code.format(change=change.format(core="core"))],
-            capture_output=True,
-            text=True,
-            timeout=30,
+    if IS_3_3:
+        incremental: Any = None  # so that it cannot be imported
+        changes.append(
+            lambda patch: patch.setitem(sys.modules, "graphql.execution.incremental", incremental)
         )
-        outcomes.append((run.stderr.strip().splitlines() or [""])[-1])
-    expected = rf"ImportError: graphql-core {re.escape(graphql.version)} is not supported by .*"
-    assert outcomes[0] == ""
-    assert all(re.fullmatch(expected, message) for message in outcomes[1:]), outcomes
+    for change in (None, *changes):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delitem(sys.modules, name)
+            patch.setattr(integrations, "graphql", None)  # is set by an import that succeeds
+            if change is None:
+                assert import_module(name).AnyioExecutor is not AnyioExecutor
+                continue
+            change(patch)
+            with pytest.raises(ImportError) as caught:
+                import_module(name)
+            assert str(caught.value).startswith(
+                f"graphql-core {graphql.version} is not supported by {name}: "
+            )
 
 
 @only_3_3

@@ -124,7 +124,7 @@ def _check() -> None:
         or not isinstance(resolver, FunctionType)
         or "gather" not in _names(resolver.__code__)
         or not all(hasattr(_Stock, name) for name in more)
-    ):  # pragma: no cover - tested in a process of its own
+    ):
         raise ImportError(
             f"graphql-core {graphql.version} is not supported by anyloader.integrations.graphql: "
             "its executor is not made as those of graphql-core 3.2 and 3.3 that are known",
