@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -22,7 +24,7 @@ import anyio
 import pytest
 
 from anyloader import LoaderClosedError, LoaderScope, batch_loader, current_scope
-from support import SERVERS, serve
+from support import SERVERS, Server, serve
 
 HOW_TO = Path(__file__).parents[1] / "docs" / "how-to"
 NAMES = ["user 1", "user 2", "user 1"]
@@ -44,12 +46,18 @@ def status(url: str) -> int:
         return answer.code
 
 
-@pytest.mark.parametrize("server", SERVERS)
-def test_fastapi_with_a_session_from_a_dependency(server: str) -> None:
+@pytest.fixture(scope="module", params=SERVERS)
+def pages(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """One server for all applications that have no lifespan."""
+    with serve(request.param, "pages:app") as server:
+        yield server
+
+
+def test_fastapi_with_a_session_from_a_dependency(pages: Server) -> None:
     pytest.importorskip("fastapi")
-    with serve(server, "web_fastapi_depends:app", folder=HOW_TO) as running:
-        assert get(f"{running.url}/") == NAMES
-        assert get(f"{running.url}/sync") == NAMES
+    url = f"{pages.url}/web_fastapi_depends"
+    assert get(f"{url}/") == NAMES
+    assert get(f"{url}/sync") == NAMES
 
 
 @pytest.mark.parametrize("server", ON_ASYNCIO)
@@ -71,31 +79,28 @@ def test_fastapi_with_the_session_of_sqlalchemy(server: str) -> None:
         assert status(f"{running.url}/authors/9") == 404
 
 
-@pytest.mark.parametrize("server", SERVERS)
-def test_fastapi_with_what_a_dependency_sets(server: str) -> None:
+def test_fastapi_with_what_a_dependency_sets(pages: Server) -> None:
     pytest.importorskip("fastapi")
     tenants = [f"tenant{number}" for number in range(20)]
 
     def ask(path: str, tenant: str) -> Any:
-        return get(running.url + path, **{"X-Tenant": tenant})
+        return get(f"{pages.url}/web_fastapi_set{path}", **{"X-Tenant": tenant})
 
-    with serve(server, "web_fastapi_set:app", folder=HOW_TO) as running:
-        for path in "/", "/sync":
-            with ThreadPoolExecutor() as threads:
-                answers = list(threads.map(partial(ask, path), tenants))
-            assert answers == [[f"{tenant} 1", f"{tenant} 2", f"{tenant} 1"] for tenant in tenants]
+    for path in "/", "/sync":
+        with ThreadPoolExecutor() as threads:
+            answers = list(threads.map(partial(ask, path), tenants))
+        assert answers == [[f"{tenant} 1", f"{tenant} 2", f"{tenant} 1"] for tenant in tenants]
 
 
-@pytest.mark.parametrize("server", SERVERS)
-def test_a_websocket_in_starlette(server: str) -> None:
+def test_a_websocket_in_starlette(pages: Server) -> None:
     pytest.importorskip("starlette")
     client = pytest.importorskip("websockets.sync.client")
-    with serve(server, "web_socket:app", folder=HOW_TO) as running:
-        assert get(f"{running.url}/") == NAMES
-        with client.connect(f"ws://{running.url}/chat") as socket:
-            for _ in range(2):
-                socket.send("[1, 2, 1]")
-                assert json.loads(socket.recv(timeout=10)) == NAMES
+    url = f"{pages.url}/web_socket"
+    assert get(f"{url}/") == NAMES
+    with client.connect(f"ws://{url}/chat") as socket:
+        for _ in range(2):
+            socket.send("[1, 2, 1]")
+            assert json.loads(socket.recv(timeout=10)) == NAMES
 
 
 @pytest.mark.parametrize("server", ON_ASYNCIO)
@@ -109,14 +114,25 @@ ADA = {"name": "Ada", "books": ["Letters", "Notes"]}
 GRACE = {"name": "Grace", "books": ["Compilers"]}
 
 
-@pytest.fixture
-def django_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Made by the program, as its page says; for all processes that the test starts."""
+@pytest.fixture(scope="module")
+def made_by_django(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database that the program has made, as its page says."""
     pytest.importorskip("django")
-    monkeypatch.setenv("DATABASE", str(tmp_path / "books.sqlite3"))
+    path = tmp_path_factory.mktemp("django") / "books.sqlite3"
+    environment = {**os.environ, "DATABASE": str(path)}
+    command = [sys.executable, str(HOW_TO / "web_django.py")]
+    subprocess.run(command, env=environment, check=True, timeout=60)
+    return path
+
+
+@pytest.fixture
+def django_database(made_by_django: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of it, for all processes that the test starts."""
+    path = tmp_path / "books.sqlite3"
+    shutil.copy(made_by_django, path)
+    monkeypatch.setenv("DATABASE", str(path))
     paths = [str(HOW_TO), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
-    subprocess.run([sys.executable, str(HOW_TO / "web_django.py")], check=True, timeout=60)
 
 
 #: The application of the page with more views, with middleware that is not async in it, and within that
@@ -273,27 +289,25 @@ def test_django_in_its_test_clients() -> None:
     assert run.stdout.splitlines() == ["books of [1, 2, 3]", "3"] * 4
 
 
-@pytest.mark.parametrize("server", ON_ASYNCIO)
-def test_strawberrys_router_in_fastapi(server: str) -> None:
+def test_strawberrys_router_in_fastapi(pages: Server) -> None:
+    if pages.name.endswith("trio"):
+        pytest.skip("the router is for asyncio")
     pytest.importorskip("fastapi")
     pytest.importorskip("strawberry")
     client = pytest.importorskip("websockets.sync.client")
-    with serve(server, "strawberry_fastapi:app", folder=HOW_TO) as running:
-        url = f"{running.url}/graphql"
-        with client.connect(
-            f"ws://{url}",
-            subprotocols=["graphql-transport-ws"],
-            additional_headers={"X-Tenant": "ada"},
-        ) as socket:
-            socket.send(json.dumps({"type": "connection_init"}))
-            query = {"query": "subscription {counts(id: 1) {number}}"}
-            socket.send(json.dumps({"type": "subscribe", "id": "1", "payload": query}))
-            messages = [json.loads(socket.recv(timeout=10)) for _ in range(5)]
-        for tenant, number in ("ada", 3), ("grace", 0):
-            answer = get(
-                f"{url}?query={quote('{counter(id: 1) {number}}')}", **{"X-Tenant": tenant}
-            )
-            assert answer["data"] == {"counter": {"number": number}}
+    url = f"{pages.url}/strawberry_fastapi/graphql"
+    with client.connect(
+        f"ws://{url}",
+        subprotocols=["graphql-transport-ws"],
+        additional_headers={"X-Tenant": "ada"},
+    ) as socket:
+        socket.send(json.dumps({"type": "connection_init"}))
+        query = {"query": "subscription {counts(id: 1) {number}}"}
+        socket.send(json.dumps({"type": "subscribe", "id": "1", "payload": query}))
+        messages = [json.loads(socket.recv(timeout=10)) for _ in range(5)]
+    for tenant, number in ("ada", 3), ("grace", 0):
+        answer = get(f"{url}?query={quote('{counter(id: 1) {number}}')}", **{"X-Tenant": tenant})
+        assert answer["data"] == {"counter": {"number": number}}
     assert [message["type"] for message in messages] == [
         "connection_ack", "next", "next", "next", "complete",
     ]  # fmt: skip
