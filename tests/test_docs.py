@@ -180,6 +180,16 @@ def installed(library: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
+#: In virtual time, as a second without an answer counts as a hang.
+WITHOUT_WAITING = """
+import asyncio, runpy, sys
+from support import VirtualTimeLoop
+asyncio.new_event_loop = VirtualTimeLoop
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_loaders_fail_as_the_explanation_says(name: str) -> None:
     if name == "explanation/on_trio":
@@ -187,7 +197,8 @@ def test_other_loaders_fail_as_the_explanation_says(name: str) -> None:
     elif sys.version_info < (3, 11):
         pytest.skip("asyncio.TaskGroup came with Python 3.11")
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(SNIPPETS[name])],
+        [sys.executable, "-W", "ignore", "-c", WITHOUT_WAITING, str(SNIPPETS[name])],
+        cwd=Path(__file__).parent,  # where the support is
         capture_output=True,
         text=True,
         check=False,
