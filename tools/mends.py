@@ -73,8 +73,8 @@ MENDS = {
     "storing": Mend(
         "a key stays doomed while its old value is being stored",
         "_values.py",
-        "        return any(\n            key in items and",
-        "        return False and any(\n            key in items and",
+        "            or any(self._was_cleared(key, began) for began in self._storing.get(key, ()))\n",
+        "",
     ),
     "mapping": Mend(
         "a mapping of the value cache that raises fails no load",
