@@ -303,7 +303,7 @@ class SecondLevel:
             or any(self._was_cleared(key, began) for began in self._storing.get(key, ()))
         )
 
-    async def delete(self, batch: int = 0) -> None:
+    async def delete(self, batch: int = 0, *, again: bool = False) -> None:
         """
         Delete what was cleared.
 
@@ -311,6 +311,17 @@ class SecondLevel:
         for as long as that fails: or each of many keys would be tried for each of the others.
         """
         self._is_due = False
+        try:
+            if again:
+                for keys in (self._deleted, self._undeleted):
+                    self._to_delete.update(keys)
+                    keys.clear()
+            await self._delete_all(batch)
+        except Exception as exc:
+            # A key's, that cannot be compared to another one. Whoever cleared it is not there to be told.
+            self._tell(ValueCacheFailed, self._name, batch, "delete_many", exc)
+
+    async def _delete_all(self, batch: int) -> None:
         while True:
             todo, self._to_delete = self._to_delete, {}
             if not self._fails:
@@ -346,10 +357,7 @@ class SecondLevel:
 
     async def delete_again(self) -> None:
         """On the way out: delete what was cleared, whether it was deleted before or not."""
-        for keys in (self._deleted, self._undeleted):
-            self._to_delete.update(keys)
-            keys.clear()
-        await self.delete()
+        await self.delete(again=True)
 
     async def _try(
         self, batch: int, operation: str, call: Callable[[Any], Awaitable[Any]], argument: object

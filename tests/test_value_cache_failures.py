@@ -101,6 +101,43 @@ async def test_the_first_failure_of_a_row_is_logged(
     assert len(records) <= 4
 
 
+class Incomparable:
+    """Two of them have one hash, and cannot be compared."""
+
+    def __hash__(self) -> int:
+        return 1
+
+    def __eq__(self, other: object) -> bool:
+        raise Boom("no")
+
+
+@pytest.mark.parametrize("slow", [True, False])
+async def test_keys_that_cannot_be_compared_end_no_scope_where_they_are_deleted(slow: bool) -> None:
+    """Where one is being deleted, or was, another one comes."""
+    failures = Failures()
+    go_on = anyio.Event()
+
+    class Slow(Store):
+        async def delete_many(self, keys: Sequence[Any]) -> None:
+            deleted.extend(keys)
+            if slow:
+                await go_on.wait()
+
+    deleted: list[Any] = []
+    keys = [Incomparable(), Incomparable(), 3]
+    async with DataLoader(
+        Recorder(str), value_cache=Slow(), cache=False, hooks=[failures]
+    ) as loader:
+        for key in keys:
+            loader.clear(key)
+            await wait_all_tasks_blocked()
+        go_on.set()
+        assert await loader.load(4) == "4"
+    assert deleted[0] is keys[0]
+    assert 3 in [key for key in deleted if isinstance(key, int)]
+    assert ("delete_many", repr(Boom("no"))) in failures.told
+
+
 @pytest.mark.parametrize("wrong", [["one", "two"], ["one"], None, "ab", 1], ids=repr)
 async def test_what_is_no_mapping_is_refused_and_told(wrong: object) -> None:
     store, fetch, failures = Faulty("get_many", wrong), Recorder(str), Failures()
