@@ -1116,7 +1116,12 @@ class Batch(_Loads):
             self.schedule_scope.cancel()
         if loader.hooks is not None:
             loader.hooks.tell(BatchSealed, self.name, self.number, reason, size)
-        if not size and self.state is SEALED:  # a hook may have ended it
+        if not size:
+            self.drop()
+
+    def drop(self) -> None:
+        """Nothing of it is to be sent."""
+        if self.state is SEALED:  # a hook may have ended it
             self._end(_DROP)
 
     def start(self) -> bool:

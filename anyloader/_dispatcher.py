@@ -287,6 +287,8 @@ class Dispatcher(Workers):
             batch.seal(reason)
         finally:  # a hook may be interrupted that hears of it, or what comes before the seal
             if not batch.is_open:  # pragma: no branch
+                if not batch.size:
+                    batch.drop()
                 self.send(batch)
 
     def batch_done(self, batch: Batch) -> None:

@@ -220,11 +220,9 @@ class Loader(Cached):
         if batch is None or batch.pulse is not batch.scope:
             batch = self._open_for_hits or self.open_batch()
         self.counts.hits += 1
-        handle, many = (
-            (new_handle(key, batch), None) if claim is None else claim.deferred(key, batch)
-        )
-        batch.defer(hit, handle, many)
-        return handle
+        deferred = (new_handle(key, batch), None) if claim is None else claim.deferred(key, batch)
+        batch.defer(hit, *deferred)
+        return deferred[0]
 
     def enqueue(self, key: Any, cache_key: Any, claim: Claim | None) -> LoadHandle[Any]:
         """The one way in for a key."""
@@ -281,12 +279,14 @@ class Loader(Cached):
         full = (self._most is not None and batch.size >= self._most) or (
             options.max_batch_weight is not None and batch.weight >= options.max_batch_weight
         )
-        if self.hooks is not None:
+        try:
+            if self.hooks is not None:
+                if full:
+                    self.batch_left(batch)  # first, as a hook may load
+                self.tell(key, batch, shared=False)
+        finally:  # a hook may be interrupted
             if full:
-                self.batch_left(batch)  # first, as a hook may load
-            self.tell(key, batch, shared=False)
-        if full:
-            self.seal(batch, "full")
+                self.seal(batch, "full")
 
     def open_batch(self) -> Batch:
         for watch in watches.get():

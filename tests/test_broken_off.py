@@ -25,7 +25,7 @@ from anyloader import (
 )
 from anyloader._batch import Parked, park
 from anyloader._workers import _in_context
-from anyloader.hooks import BatchSealed, Event
+from anyloader.hooks import BatchSealed, Event, LoadQueued
 from support import Recorder, wait_all_tasks_blocked
 
 pytestmark = pytest.mark.anyio
@@ -278,6 +278,37 @@ async def test_a_dispatch_that_is_interrupted_after_the_seal_has_sent_the_batch(
             loader.load(2) if full else loader.dispatch()
         with anyio.fail_after(5):
             assert await first == "1"
+
+
+async def test_a_hook_that_is_interrupted_at_the_last_key_has_sent_the_batch() -> None:
+    def hook(event: Event) -> None:
+        if isinstance(event, LoadQueued) and event.key == 2:
+            raise Stop
+
+    fetch = Recorder[int, str](str)
+    loader = DataLoader(fetch, schedule=schedules.manual(), max_batch_size=2, hooks=[hook])
+    async with loader:
+        first = loader.load(1)
+        with pytest.raises(Stop):
+            loader.load(2)
+        with anyio.fail_after(5):
+            assert await first == "1"
+
+
+async def test_a_hook_that_is_interrupted_at_the_seal_of_no_keys_sends_nothing() -> None:
+    def hook(event: Event) -> None:
+        if isinstance(event, BatchSealed):
+            raise Stop
+
+    fetch = Recorder[int, str](str)
+    async with DataLoader(fetch, schedule=schedules.manual(), hooks=[hook]) as loader:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await loader.load(1)
+        with pytest.raises(Stop):
+            loader.dispatch()
+        await wait_all_tasks_blocked()
+        assert fetch.calls == []
 
 
 # --- the cache ---
