@@ -83,6 +83,7 @@ __all__ = (
     "batch_of",
     "batches_of",
     "extend",
+    "give_up",
     "is_pending",
     "new_handle",
     "outcome_in",
@@ -689,6 +690,20 @@ def park(load: LoadHandle[Any] | LoadManyHandle[Any], parked: Parked, here: obje
     :raises LoadDeadlockError: and whatever else awaiting it may raise
     """
     return load._park(parked, here)
+
+
+def give_up(load: LoadHandle[Any] | LoadManyHandle[Any]) -> None:
+    """
+    Give up a load as a task does that awaits it and is cancelled, but without waiting for it.
+
+    :raises RuntimeError: in another event loop, or a thread without one
+    """
+    for batch in batches_of(load):
+        batch.scope.check_await(batch)
+    if is_pending(load):
+        batch, nobody = batches_of(load)[0], object()
+        load._enter(batch, nobody)
+        load._leave(batch, nobody)
 
 
 def extend(many: LoadManyHandle[Any], handles: list[LoadHandle[Any]]) -> None:

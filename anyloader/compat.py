@@ -22,6 +22,7 @@ from ._batch import (
     Parked,
     await_settled,
     batches_of,
+    give_up,
     is_pending,
     outcome_in,
     park,
@@ -195,7 +196,8 @@ class LoadFuture(Generic[T]):
         """Give this up; return whether there was anything to give up."""
         if self.done():
             return False
-        self._park()  # only who has waited can give up
+        if self._parked is None:
+            give_up(self._handle)
         self._leave()
         self._cancelled = self._done = True
         self._cancel_message = msg

@@ -338,6 +338,22 @@ async def test_a_batch_function_that_gave_up_a_future_does_not_wait_for_it() -> 
         assert await wanted == [1, 1]
 
 
+@pytest.mark.parametrize("many", [False, True])
+async def test_a_batch_function_may_give_up_what_it_could_not_wait_for(many: bool) -> None:
+    """As ``cancel()`` of any future, which never raises."""
+    given_up: list[bool] = []
+
+    async def fetch(keys: list[int]) -> list[int]:
+        future: Any = loader.load_many(keys) if many else loader.load(keys[0])
+        given_up.extend([future.cancel(), future.cancelled()])
+        return keys
+
+    async with LoaderScope():
+        loader = DataLoader(fetch)
+        assert await loader.load(1) == 1
+    assert given_up == [True, True]
+
+
 async def test_who_is_cancelled_can_ask_a_future_whose_load_was() -> None:
     """``result`` waits for nothing, not even for the cancellation of who asks."""
     async with LoaderScope() as scope:
