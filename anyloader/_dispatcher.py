@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-__all__ = ("Dispatcher", "LoaderRules", "ambient", "leave_bare")
+__all__ = ("Dispatcher", "LoaderRules", "ambient", "leave_bare", "shielded")
 
 #: The dispatcher of the innermost LoaderScope. What runs in this context may outlive the scope, which
 #: empties its dispatcher when it ends.
@@ -383,7 +383,7 @@ class Dispatcher(Workers):
                 is_scope = self.backend.group_is_scope and not self._has_started
                 await leave_bare(self._group, leaving, is_scope)
             elif self._workers:
-                await _in_own_task(self._join)
+                await shielded(self._join)
         finally:
             self.state = CLOSED
             try:
@@ -410,14 +410,13 @@ class Dispatcher(Workers):
 
     async def _join(self) -> None:
         """Wait, in a foreign group, until all workers have ended."""
-        with CancelScope(shield=True):
-            for _ in range(2):  # after which every task has made its first step, in any order
-                if any(worker.steps is not None for worker in self._workers):
-                    await self.backend.checkpoint()
-            for worker in list(self._workers):
-                self._check_begun(worker)
-            while self._workers:
-                await delegate(park(self.backend, self._changed))
+        for _ in range(2):  # after which every task has made its first step, in any order
+            if any(worker.steps is not None for worker in self._workers):
+                await self.backend.checkpoint()
+        for worker in list(self._workers):
+            self._check_begun(worker)
+        while self._workers:
+            await delegate(park(self.backend, self._changed))
 
     async def _drain(self) -> None:
         """Let what is wanted come to its end, and cancel the rest."""
@@ -487,18 +486,27 @@ class Dispatcher(Workers):
                 pass
 
 
-async def _in_own_task(work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
-    """Run what is shielded where asyncio's ``task.cancel()``, which heeds no shield, hits only who waits."""
+async def shielded(work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+    """
+    Run this to its end, whatever cancels the caller.
+
+    In a task of its own, as asyncio's ``task.cancel()`` heeds no shield: it hits only who waits.
+    """
+
+    async def run() -> None:
+        with CancelScope(shield=True):
+            await work(*args)
+
     with CancelScope(shield=True):
         group = anyio.create_task_group()
         await group.__aenter__()
-        group.start_soon(work, *args)
+        group.start_soon(run)
         await leave_bare(group, None, False)
 
 
 async def _delete(*deletions: Any) -> None:
     """Delete what was cleared, whatever cancels this, if the value caches answer in time."""
-    await _in_own_task(_delete_in_time, *deletions)
+    await shielded(_delete_in_time, *deletions)
 
 
 async def _delete_in_time(*deletions: Any) -> None:
@@ -506,7 +514,7 @@ async def _delete_in_time(*deletions: Any) -> None:
     for number, delete in enumerate(deletions):
         # One that hangs leaves the others their share, and one that is quick leaves them its own.
         share = (end - anyio.current_time()) / (len(deletions) - number)
-        with anyio.move_on_after(share, shield=True):
+        with anyio.move_on_after(share):
             await delete()
 
 

@@ -11,6 +11,7 @@ import anyio
 from anyio import CancelScope
 
 from ._backend import TrioBackend, running_backend
+from ._dispatcher import shielded
 
 __all__ = ("Portal",)
 
@@ -47,8 +48,7 @@ class Portal:
             await self._left.wait()
         except anyio.get_cancelled_exc_class():
             self._cancel.cancel()
-            with CancelScope(shield=True):
-                await self._left.wait()
+            await shielded(self._left.wait)
             raise
         self._raise_error()
 

@@ -94,6 +94,42 @@ async def test_a_closer_that_is_cancelled_cancels_and_waits() -> None:
         assert "closed" in repr(scope)
 
 
+@pytest.mark.only_on("asyncio")
+async def test_a_closer_waits_however_often_it_is_cancelled_natively() -> None:
+    events: list[str] = []
+    cleaned = anyio.Event()
+
+    async def fetch(keys: list[int]) -> list[int]:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await cleaned.wait()
+            events.append("cleaned up")
+        return keys
+
+    async def close() -> None:
+        try:
+            await scope.aclose()
+        finally:
+            events.append("closed")
+
+    scope = await LoaderScope().open()
+    handle = scope.get(fetch).load(1)
+    await wait_all_tasks_blocked()
+    closing = asyncio.create_task(close())
+    for _ in range(3):
+        await wait_all_tasks_blocked()
+        closing.cancel()
+    await wait_all_tasks_blocked()
+    cleaned.set()
+    await asyncio.wait([closing])
+    assert closing.cancelled()
+    assert events == ["cleaned up", "closed"]
+    with pytest.raises(LoadCancelledError):
+        await handle
+
+
 async def test_it_opens_whole_though_the_caller_is_being_cancelled() -> None:
     scope = LoaderScope()
     with anyio.CancelScope() as cancelled:
