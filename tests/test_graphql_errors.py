@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Generator
+from types import coroutine
 from typing import Any
 
 import anyio
@@ -202,8 +203,13 @@ class Slotted:
         return self.steps.__await__()
 
 
+@coroutine
+def generated(steps: Any) -> Generator[Any, Any, Any]:
+    return (yield from steps.__await__())
+
+
 @only_3_3
-@pytest.mark.parametrize("wrap", [Wrapped, Slotted])
+@pytest.mark.parametrize("wrap", [Wrapped, Slotted, generated])
 @pytest.mark.parametrize("boom", [fail, fail_at_once])
 async def test_what_a_resolver_has_wrapped_is_not_left_behind(wrap: Any, boom: Any) -> None:
     def wrapped(info: Any) -> Any:

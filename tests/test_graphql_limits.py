@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
 from importlib import import_module
+from types import coroutine
 from typing import Any
 
 import anyio
@@ -281,8 +283,16 @@ async def test_a_resolver_may_return_any_awaitable() -> None:
         def __await__(self) -> Any:
             return number(self).__await__()
 
-    root = {"a": {"x": lambda _info: Answer(), "y": lambda _info: Answer()}}
+    root: Any = {"a": {"x": lambda _info: Answer(), "y": lambda _info: Answer()}}
     assert await execute("{a{x y}}", root) == ({"a": {"x": 1, "y": 1}}, None)
+    root = {"a": {"x": lambda _info: generated(number(None)), "y": lambda _info: Answer()}}
+    assert await execute("{a{x y}}", root) == ({"a": {"x": 1, "y": 1}}, None)
+
+
+@coroutine
+def generated(steps: Any) -> Generator[Any, Any, Any]:
+    """It can be awaited, but has no ``__await__``."""
+    return (yield from steps.__await__())
 
 
 async def test_errors_can_be_gathered_in_place() -> None:
@@ -302,8 +312,20 @@ async def test_what_was_started_is_not_discarded() -> None:
 
     started = twice()
     started.send(None)
-    units.discard([started])
+    units.discard(started)
+    assert inspect.getcoroutinestate(started) == inspect.CORO_SUSPENDED
+    steps = generated(twice())
+    steps.send(None)
+    units.discard(steps)
+    assert inspect.getgeneratorstate(steps) == inspect.GEN_SUSPENDED
     started.close()
+    steps.close()
+
+
+async def test_generators_that_are_data_are_left_alone() -> None:
+    items = (number for number in range(2))
+    units.discard(items)
+    assert list(items) == [0, 1]
 
 
 async def test_what_is_no_coroutine_of_its_own_is_left_alone() -> None:

@@ -40,7 +40,13 @@ import math
 import sys
 from collections.abc import Awaitable, Coroutine, Generator, Iterable, Sequence
 from contextvars import Context, ContextVar, copy_context
-from inspect import CORO_CREATED, getcoroutinelocals, getcoroutinestate
+from inspect import (
+    CO_ITERABLE_COROUTINE,
+    CORO_CREATED,
+    GEN_CREATED,
+    getcoroutinestate,
+    getgeneratorstate,
+)
 from types import CoroutineType, GeneratorType, coroutine
 from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakKeyDictionary, finalize
@@ -389,7 +395,9 @@ def _natively(unit: _Unit, scheduler: _Scheduler, awaitable: Any) -> Generator[A
             raise
     unit.is_native = True
     try:
-        steps: Any = awaitable if type(awaitable) is CoroutineType else awaitable.__await__()
+        # A generator that types.coroutine() has made awaitable has no __await__().
+        is_steps = type(awaitable) in (CoroutineType, GeneratorType)
+        steps: Any = awaitable if is_steps else awaitable.__await__()
         return (yield from steps)
     except scheduler.Cancelled as exc:
         if scheduler.is_cancelled(unit):
@@ -450,16 +458,23 @@ def _drive(unit: _Unit) -> Generator[Any, Any, None]:
             scheduler.operation.forget(batches)
 
 
-def discard(value: object) -> None:
+def discard(value: Any) -> None:
     """Close a coroutine that was never started, and those that it would have awaited."""
-    if not isinstance(value, CoroutineType):
+    frame = None
+    if isinstance(value, CoroutineType):
+        if getcoroutinestate(value) == CORO_CREATED:
+            frame = value.cr_frame
+    elif isinstance(value, GeneratorType):
+        # types.coroutine() makes these awaitable. All others are data of the program.
+        is_awaitable = value.gi_code.co_flags & CO_ITERABLE_COROUTINE
+        if is_awaitable and getgeneratorstate(value) == GEN_CREATED:
+            frame = value.gi_frame
+    else:
         _discard_held(value)
+    if frame is None:
         return
-    if getcoroutinestate(value) != CORO_CREATED:
-        return
-    frame: Any = value.cr_frame
     package = frame.f_globals.get("__name__", "").partition(".")[0]
-    for held in list(getcoroutinelocals(value).values()):
+    for held in list(frame.f_locals.values()):
         discard(held)
         # Collections that others hold are data of the program, which may even contain themselves.
         if package in _COLLECTING and isinstance(held, (dict, list, tuple)):
