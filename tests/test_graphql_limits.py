@@ -314,7 +314,7 @@ async def test_what_was_started_is_not_discarded() -> None:
     started.send(None)
     units.discard(started)
     assert inspect.getcoroutinestate(started) == inspect.CORO_SUSPENDED
-    steps = generated(twice())
+    steps: Any = generated(twice())
     steps.send(None)
     units.discard(steps)
     assert inspect.getgeneratorstate(steps) == inspect.GEN_SUSPENDED
