@@ -178,6 +178,12 @@ def test_a_value_cache_that_all_share_gives_each_key_its_value() -> None:
 
     in_threads(requests)
     assert 0 < sum(calls) < len(THREADS) * ROUNDS * 23
+
+    async def all_of_them() -> None:
+        async with LoaderScope():
+            assert await fetch.load_many(range(50)) == [f"value {key}" for key in range(50)]
+
+    anyio.run(all_of_them)
     assert "30 values" in repr(values)
 
 
