@@ -1246,9 +1246,9 @@ class Batch(_Loads):
     def settle_found(self, outcomes: Iterable[tuple[LoadHandle[Any], Any]]) -> None:
         """Settle some entries of a running batch; the others remain for the function."""
         outcomes = list(outcomes)
-        self.settle_some(outcomes)
         if self.loader.forgets:
-            self.forget([entry for entry, _ in outcomes])
+            self.forget(outcomes)
+        self.settle_some(outcomes)
         self.entries = [entry for entry in self.entries if entry._batch is self]
         self.settled = 0
         if not self.entries:
@@ -1291,7 +1291,7 @@ class Batch(_Loads):
         if settled or failed:
             loader.counts.errors += len(failed)
             try:
-                self.forget(settled)
+                self.forget((entry, entry._value) for entry in settled)
             except BaseException:  # a predicate may raise a KeyboardInterrupt, or the like
                 self._after(RUNNING)
                 raise
@@ -1299,11 +1299,14 @@ class Batch(_Loads):
         if loader.hooks is not None:
             loader.hooks.tell(BatchFinished, self.name, self.number, len(failed))
 
-    def forget(self, settled: Iterable[LoadHandle[Any]]) -> None:
-        """Take out of the cache what is not to stay there."""
+    def forget(self, outcomes: Iterable[tuple[LoadHandle[Any], Any]]) -> None:
+        """
+        Take out of the cache what is not to stay there.
+
+        Before an entry is settled by itself, which may be the end of the batch.
+        """
         loader = self.loader
-        for entry in settled:
-            value: Any = entry._value
+        for entry, value in outcomes:
             if loader.forgets or (
                 type(value) is Failure and not loader.keeps_error(value.exception)
             ):

@@ -60,8 +60,9 @@ def _settle_pair(batch: Batch, pair: object) -> None:
         raise _wrong_pair(batch, "yielded a key which was not asked for", key)
     if batch_of(entry) is None:
         raise _wrong_pair(batch, "yielded a key twice", key)
-    batch.settle_some([(entry, outcome_of(value))])
-    batch.forget((entry,))
+    outcomes = [(entry, outcome_of(value))]
+    batch.forget(outcomes)
+    batch.settle_some(outcomes)
     if not batch.live and not batch.is_done and batch.settled < len(index):
         batch.cancel("all its other loads were given up", None)
 
