@@ -206,6 +206,42 @@ async def test_shapes_without_a_gap_give_one_batch_as_the_backends_are() -> None
         assert await batch_sizes(shape) == [1, leaves(shape)], name
 
 
+@pytest.mark.parametrize("children", [0, 1])
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_load_after_a_task_group_shares_the_batch_of_one_beside_it(
+    shuffled_backend: str, children: int, busy: bool
+) -> None:
+    """Though the end of a group with a child takes three rounds on asyncio, and one on trio."""
+
+    async def end_at_once() -> None:
+        pass
+
+    async def load_after_a_group() -> list[list[int]]:
+        async def beside_it() -> None:
+            await loader.load(1)
+
+        async def after_a_group() -> None:
+            async with anyio.create_task_group() as group:
+                for _ in range(children):
+                    group.start_soon(end_at_once)
+            await loader.load(2)
+
+        async def keep_busy() -> None:  # so that the event loop is never seen to be idle
+            while busy:
+                await checkpoint()
+
+        fetch = Recorder[int, int](lambda key: key)
+        async with DataLoader(fetch) as loader, anyio.create_task_group() as tg:
+            tg.start_soon(keep_busy)
+            async with anyio.create_task_group() as loads:
+                loads.start_soon(beside_it)
+                loads.start_soon(after_a_group)
+            tg.cancel_scope.cancel()
+        return [sorted(call) for call in fetch.calls]
+
+    assert run_seeds(shuffled_backend, range(40), load_after_a_group) == [[1, 2]]
+
+
 # --- A gap between ---
 
 
