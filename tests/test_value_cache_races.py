@@ -367,3 +367,17 @@ async def test_what_was_cleared_is_remembered_no_longer_than_an_older_batch_is_a
         gates[49].set()
         await wait_all_tasks_blocked()
         assert not second._cleared
+
+
+async def test_clear_all_reaches_a_key_beside_one_that_cannot_be_cached() -> None:
+    async def fetch(keys: list[Any]) -> list[str]:
+        return ["new" for _ in keys]
+
+    store, unhashable = Store(), list[int]()
+    store.answer.set()
+    store.values[1] = "old"
+    async with DataLoader[Any, str](fetch, cache=False, value_cache=store) as loader:
+        loader.load(unhashable)
+        load = loader.load(1)
+        loader.clear_all()
+        assert await load == "new"
