@@ -53,10 +53,11 @@ async def retry(name, options):
     async def fetch(keys):
         if cancelled:
             late.append(keys)
+        runs.set()
         await anyio.sleep(0.5)
         return keys
 
-    cancelled, errors = False, []
+    cancelled, errors, runs = False, [], anyio.Event()
     async with anyio.create_task_group() as users:
 
         async def user():  # outside the group; it goes on after an error, as a retry does
@@ -70,7 +71,7 @@ async def retry(name, options):
             async with anyio.create_task_group() as group:
                 loader = DataLoader(fetch, task_group=group, **options)
                 users.start_soon(user)
-                await anyio.sleep(0.02)
+                await runs.wait()
                 cancelled = True
                 group.cancel_scope.cancel()
     assert len(errors) == 5, (name, errors)
