@@ -369,6 +369,39 @@ async def test_what_was_cleared_is_remembered_no_longer_than_an_older_batch_is_a
         assert not second._cleared
 
 
+@pytest.mark.parametrize("cache", [True, False, "pending"])
+async def test_nobody_asks_for_what_is_stored_after_it_was_deleted(cache: Any) -> None:
+    """The old value is there, and its batch has not yet been told so."""
+
+    class Slow(Store):
+        async def set_many(self, items: Any) -> None:
+            if "old" in items.values():
+                await self.store.wait()
+            self.values.update(items)
+            self.storing.set()
+            if "old" in items.values():
+                await told.wait()
+
+    rows, store, told = {1: "old"}, Slow(), anyio.Event()
+    store.answer.set()
+
+    async def fetch(keys: list[int]) -> list[str]:
+        return [rows[key] for key in keys]
+
+    async with DataLoader(fetch, value_cache=store, cache=cache) as loader:
+        assert await loader.load(1) == "old"
+        rows[1] = "new"
+        loader.clear(1)
+        await store.deleted.wait()
+        await wait_all_tasks_blocked()
+        store.store.set()
+        await store.storing.wait()
+        assert store.values == {1: "old"}
+        assert await loader.load(1) == "new"
+        told.set()
+    assert store.values.get(1) != "old"
+
+
 async def test_clear_all_reaches_a_key_beside_one_that_cannot_be_cached() -> None:
     async def fetch(keys: list[Any]) -> list[str]:
         return ["new" for _ in keys]
