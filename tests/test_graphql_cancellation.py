@@ -217,6 +217,19 @@ async def test_units_await_anything_and_anywhere() -> None:
     assert await units.apart(number(None)) == 1
 
 
+async def test_a_resolver_gathers_in_its_own_task_also_where_that_has_run_another_one() -> None:
+    async def outer(_info: object) -> Any:
+        await checkpoint()
+        return {"x": inner}
+
+    async def inner(_info: object) -> int:
+        await checkpoint()
+        one = await units.gather_resolved(number(None))
+        return sum(one + await units.gather_resolved(number(None), number(None)))
+
+    assert await execute("{a{x}}", {"a": outer}) == ({"a": {"x": 3}}, None)
+
+
 async def test_a_resolver_may_go_on_though_it_is_cancelled() -> None:
     async def goes_on(_info: object) -> object:
         try:
