@@ -116,6 +116,30 @@ def test_who_is_outside_is_told_when_the_group_is_cancelled(
         assert run_shuffled(shuffled_backend, seed, main) == [LoadCancelledError]
 
 
+def test_a_block_that_raises_waits_for_tasks_that_have_not_begun(shuffled_backend: str) -> None:
+    """They may make their first steps before or after what waits for them."""
+
+    async def main() -> list[Any]:
+        fetch = Recorder[int, int](abs)
+        loads: list[Any] = []
+        async with anyio.create_task_group() as group:
+            with pytest.raises(ZeroDivisionError):
+                async with LoaderScope(task_group=group) as scope:
+                    loads.append(scope.get(fetch).load(1))
+                    loads.append(DataLoader(fetch, schedule=never).load(2))
+                    raise ZeroDivisionError
+            for load in loads:
+                with pytest.raises(LoadCancelledError):
+                    await load
+        return fetch.calls
+
+    async def never(batch: object) -> None:
+        await anyio.sleep_forever()
+
+    for seed in range(20):
+        assert run_shuffled(shuffled_backend, seed, main) == []
+
+
 async def test_a_load_after_the_end_of_a_group_that_ended_in_peace() -> None:
     async def fetch(keys: list[int]) -> list[int]:
         return keys
