@@ -365,8 +365,7 @@ class LoadHandle(_Driven[V_co]):
         else:
             self._waiters = waiters = NOBODY
         if not waiters:
-            batch.leave(self, given_up)
-            batch.was_left(given_up)
+            batch.was_left(batch.leave(self, given_up), given_up)
 
     @property
     def _is_wanted(self) -> bool:
@@ -527,11 +526,9 @@ class LoadManyHandle(_Driven[list[V]], Generic[V]):
             self._let_go(given_up)
 
     def _let_go(self, given_up: bool = True) -> None:
-        batches = list(self._batches)
-        for batch in batches:
-            batch.leave(self, given_up)
-        for batch in batches:  # not before all know it, as hooks hear of what follows
-            batch.was_left(given_up)
+        left = [(batch, batch.leave(self, given_up)) for batch in self._batches]
+        for batch, is_load in left:  # not before all know it, as hooks hear of what follows
+            batch.was_left(is_load, given_up)
 
     def _watch(self, watch: bool) -> None:
         """Hear of the handle that is next, which its batch may settle before all others."""
@@ -896,24 +893,32 @@ class _Loads:
 
     # Loads change their minds
 
-    def leave(self, load: LoadHandle[Any] | LoadManyHandle[Any], given_up: bool = True) -> None:
+    def leave(self, load: LoadHandle[Any] | LoadManyHandle[Any], given_up: bool = True) -> bool:
         """
         Nobody awaits a load any more.
 
         :param given_up: whether it is not wanted any more, as every await of it was cancelled
+        :return: whether one less of this batch's loads is wanted; a deferred hit is none
         """
         if not given_up:
             load._waiters = None
-        elif self._is_load(load):
+            return False
+        is_load = self._is_load(load)
+        if is_load:
             self.live -= 1
             self._sift_needed = True
+        return is_load
 
-    def was_left(self, given_up: bool = True) -> None:
-        """See whether anybody wants what is in here; to be called after :meth:`leave`."""
+    def was_left(self, is_load: bool, given_up: bool = True) -> None:
+        """
+        See whether anybody wants what is in here.
+
+        :param is_load: what :meth:`leave` has returned
+        """
         if not given_up:
             self.scope.doubt(self)  # as it may be awaited again in this very step
             return
-        if not self.live and self.state in (SEALED, RUNNING):
+        if is_load and not self.live and self.state in (SEALED, RUNNING):
             self.cancel_if_there_is_room("all its loads were given up")
         self.scope.reconsider(self)
 

@@ -12,6 +12,7 @@ from anyio.lowlevel import checkpoint
 from anyloader import (
     BatchResultError,
     DataLoader,
+    schedules,
 )
 from anyloader.hooks import (
     BatchFinished,
@@ -390,3 +391,34 @@ async def test_a_stream_that_has_given_all_cleans_up_in_peace() -> None:
         assert [await loader.load(1), await loader.load(2)] == [1, 2]
         await anyio.sleep(0.05)
     assert events == ["cleaned up", "cleaned up"]
+
+
+async def test_a_deferred_hit_that_is_given_up_ends_no_stream_that_has_given_all() -> None:
+    ends: list[str] = []
+    gate = anyio.Event()
+
+    async def stream(keys: list[int]) -> AsyncIterator[tuple[int, str]]:
+        try:
+            for key in keys:
+                yield key, str(key)
+            await gate.wait()
+            ends.append("by itself")
+        except BaseException:
+            ends.append("cancelled")
+            raise
+
+    schedule = schedules.manual()
+    async with DataLoader(stream, defer_hits=True, schedule=schedule) as loader:
+        hit, load = loader.prime(0, "0").load(0), loader.load(1)
+        async with anyio.create_task_group() as tg:
+            tg.start_soon(hit.wait)
+            tg.start_soon(load.wait)
+            await wait_all_tasks_blocked()
+            loader.dispatch()
+            await wait_all_tasks_blocked()
+            tg.cancel_scope.cancel()
+        await wait_all_tasks_blocked()
+        assert ends == []
+        gate.set()
+        await wait_all_tasks_blocked()
+        assert ends == ["by itself"]
