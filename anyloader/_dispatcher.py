@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context, ContextVar, copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from weakref import ref
 
@@ -388,7 +389,7 @@ class Dispatcher(Workers):
             self.state = CLOSED
             try:
                 if self.to_delete:
-                    await _delete(*(level.delete_again for level in self.to_delete))
+                    await _delete(*(partial(level.delete, again=True) for level in self.to_delete))
                     self.to_delete.clear()
             finally:
                 self._forget()

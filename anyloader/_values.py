@@ -309,6 +309,8 @@ class SecondLevel:
 
         What could not be deleted is tried again together with that; but one of it alone, or nothing,
         for as long as that fails: or each of many keys would be tried for each of the others.
+
+        :param again: on the way out, whether it was deleted before or not
         """
         self._is_due = False
         try:
@@ -339,25 +341,22 @@ class SecondLevel:
         """Return whether that worked."""
         for key in keys:
             self._deleting[key] = self._deleting.get(key, 0) + 1
-        done = _FAILED
+        worked = False
         try:
             done = await self._try(batch, "delete_many", self._cache.delete_many, list(keys))
+            worked = done is not _FAILED
         finally:
             for key in keys:
                 left = self._deleting.pop(key) - 1
                 if left:
                     self._deleting[key] = left
-            if done is _FAILED:
+            if not worked:
                 self._undeleted.update(keys)
-        if done is not _FAILED and self._scope is not None and self._scope.deletes_again:
+        if worked and self._scope is not None and self._scope.deletes_again:
             self._deleted.update(keys)
             while len(self._deleted) > _MOST_AGAIN:
                 self._deleted.popitem(last=False)
-        return done is not _FAILED
-
-    async def delete_again(self) -> None:
-        """On the way out: delete what was cleared, whether it was deleted before or not."""
-        await self.delete(again=True)
+        return worked
 
     async def _try(
         self, batch: int, operation: str, call: Callable[[Any], Awaitable[Any]], argument: object

@@ -28,7 +28,13 @@ from support import (
     wait_all_tasks_blocked,
 )
 from support.programs import run_program
-from support.tasks import asyncio_group, needs_eager_tasks, run_with_eager_tasks
+from support.tasks import (
+    CleansUp,
+    asyncio_group,
+    cancel_natively_again_and_again,
+    needs_eager_tasks,
+    run_with_eager_tasks,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -274,35 +280,15 @@ async def test_leaving_a_scope_in_a_given_group_waits_for_cleanup_though_it_is_c
 
 @pytest.mark.only_on("asyncio")
 async def test_leaving_a_scope_in_a_given_group_waits_however_often_it_is_cancelled() -> None:
-    events: list[str] = []
-    cleaned = asyncio.Event()
-
-    async def fetch(keys: list[int]) -> list[int]:
-        try:
-            await anyio.sleep_forever()
-        finally:
-            with anyio.CancelScope(shield=True):
-                await cleaned.wait()
-            events.append("cleaned up")
-        return keys
+    fetch = CleansUp()
 
     async def leave(tg: anyio.abc.TaskGroup) -> None:
-        try:
-            async with LoaderScope(tg) as scope:
-                await scope.get(fetch).load(1)
-        finally:
-            events.append("left")
+        async with LoaderScope(tg) as scope:
+            await scope.get(fetch).load(1)
 
     async with anyio.create_task_group() as tg:
-        leaving = asyncio.create_task(leave(tg))
-        for _ in range(3):
-            await wait_all_tasks_blocked()
-            leaving.cancel()
-        await wait_all_tasks_blocked()
-        cleaned.set()
-        await asyncio.wait([leaving])
-        assert leaving.cancelled()
-    assert events == ["cleaned up", "left"]
+        await cancel_natively_again_and_again(leave(tg), fetch, "left")
+    assert fetch.events == ["cleaned up", "left"]
 
 
 async def test_a_load_refused_as_the_group_has_ended_ends_those_that_are_queued() -> None:

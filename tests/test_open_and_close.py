@@ -20,6 +20,7 @@ from anyloader import (
 )
 from anyloader.testing import RecordingBatchFn
 from support import wait_all_tasks_blocked
+from support.tasks import CleansUp, cancel_natively_again_and_again
 
 pytestmark = pytest.mark.anyio
 
@@ -96,36 +97,12 @@ async def test_a_closer_that_is_cancelled_cancels_and_waits() -> None:
 
 @pytest.mark.only_on("asyncio")
 async def test_a_closer_waits_however_often_it_is_cancelled_natively() -> None:
-    events: list[str] = []
-    cleaned = anyio.Event()
-
-    async def fetch(keys: list[int]) -> list[int]:
-        try:
-            await anyio.sleep_forever()
-        finally:
-            with anyio.CancelScope(shield=True):
-                await cleaned.wait()
-            events.append("cleaned up")
-        return keys
-
-    async def close() -> None:
-        try:
-            await scope.aclose()
-        finally:
-            events.append("closed")
-
+    fetch = CleansUp()
     scope = await LoaderScope().open()
     handle = scope.get(fetch).load(1)
     await wait_all_tasks_blocked()
-    closing = asyncio.create_task(close())
-    for _ in range(3):
-        await wait_all_tasks_blocked()
-        closing.cancel()
-    await wait_all_tasks_blocked()
-    cleaned.set()
-    await asyncio.wait([closing])
-    assert closing.cancelled()
-    assert events == ["cleaned up", "closed"]
+    await cancel_natively_again_and_again(scope.aclose(), fetch, "closed")
+    assert fetch.events == ["cleaned up", "closed"]
     with pytest.raises(LoadCancelledError):
         await handle
 

@@ -85,7 +85,7 @@ MENDS = {
     "deleted": Mend(
         "what was cleared is deleted on the way out",
         "_dispatcher.py",
-        "await _delete(*(level.delete_again for level in self.to_delete))\n",
+        "await _delete(*(partial(level.delete, again=True) for level in self.to_delete))\n",
         "pass\n",
     ),
     "leaving": Mend(
