@@ -8,6 +8,7 @@ all that can be seen of it has to be what the model says.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import sys
 from collections import Counter
@@ -88,6 +89,7 @@ class Machine(RuleBasedStateMachine):
             values={} if options.values else None,
         )
         self.now = 0.0
+        self.queued_for_tokens: float = 0
         self.opened: dict[Batch, float] = {}
         self.serial = 0
         self.pairs: list[tuple[Any, Load]] = []
@@ -244,7 +246,7 @@ class Machine(RuleBasedStateMachine):
     def advance(self, seconds: int) -> None:
         """Time goes by."""
         self.get_world().step(lambda: anyio.sleep(seconds))
-        self._observe()
+        self.queued_for_tokens = math.inf  # what it was between the events nobody has seen
         until = self.now + seconds
         while True:
             times = [(group.deadline, group) for group in self.groups if self._is_waiting(group)]
