@@ -8,6 +8,8 @@ from typing import Any, TypeVar, overload
 
 import anyio
 
+from ._dispatcher import ambient
+
 __all__ = ("gather",)
 
 T1 = TypeVar("T1")
@@ -50,7 +52,8 @@ async def gather(*awaitables: Awaitable[Any]) -> tuple[Any, ...]:
             managers = await gather(manager_of(1), manager_of(2))
 
     For coroutines that load as they go: each runs in a task of its own, so that their loads share
-    batches. Loads alone need no tasks: make them all, then await one after the other.
+    batches. Batches of the :class:`~anyloader.LoaderScope` around wait while these tasks begin and
+    end. Loads alone need no tasks: make them all, then await one after the other.
 
     The first error cancels the others, waits for them, and comes out as it is, where a task group
     raises an ``ExceptionGroup``; errors that come after it are dropped. A checkpoint. If the caller is
@@ -67,6 +70,12 @@ async def gather(*awaitables: Awaitable[Any]) -> tuple[Any, ...]:
             raise TypeError(f"gather() takes awaitables, not {type(awaitable).__name__}")
     values: list[Any] = [None] * len(awaitables)
     errors: list[BaseException] = []
+    scope = ambient.get()
+
+    def announce() -> None:
+        """That tasks begin and end takes rounds that are not quiet: they, and who waits, may load."""
+        if scope is not None:
+            scope.news += 1
 
     async def run(index: int, awaitable: Awaitable[Any]) -> None:
         try:
@@ -78,10 +87,13 @@ async def gather(*awaitables: Awaitable[Any]) -> tuple[Any, ...]:
             # If it was somebody else's, as of a future that was cancelled, the group takes no notice.
             errors.append(exc)
             raise
+        finally:
+            announce()
 
     async with anyio.create_task_group() as group:
         for index, awaitable in enumerate(awaitables):
             group.start_soon(run, index, awaitable)
+        announce()
     if errors:
         try:
             raise errors[0]

@@ -75,7 +75,8 @@ class Workers:
     _has_started = _starting = False
 
     def __init__(self) -> None:
-        #: How many keys and batches have come. By this the leader knows a quiet round.
+        #: How many keys and batches have come, and how often loads have settled: who awaited these may load
+        #: in the next round. By this the leader knows a quiet round.
         self.news = 0
         #: Counted while there is a leader: all rounds, how many of the last were quiet, and the news by
         #: which that is known.

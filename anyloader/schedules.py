@@ -126,7 +126,7 @@ class Manual:
 
 def quiescent(*, max_rounds: int = DEFAULT_MAX_ROUNDS) -> Schedule:
     """
-    Let a batch leave once one whole scheduler round has brought its scope no new key.
+    Let a batch leave once one whole scheduler round has brought its scope no new key and settled no load.
 
     This is the default. Loads with no quiet round between them share a batch, on both backends and
     in whatever order the scheduler runs the tasks; after at most four quiet rounds the batch has

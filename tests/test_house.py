@@ -26,7 +26,7 @@ MOST_LINES = 600
 
 # From the leaves up: a module imports only what stands before it, or beside it without a circle.
 LAYERS = [
-    {"_errors", "_statistics", "_backend", "_gather"},
+    {"_errors", "_statistics", "_backend"},
     {"_results", "_split", "_limits"},
     {"_cache", "_deadlock", "schedules", "hooks"},
     {"_options", "_weights"},
@@ -34,7 +34,7 @@ LAYERS = [
     {"_streams", "_values", "_required", "_threads"},
     {"_workers"},
     {"_dispatcher"},
-    {"_place", "_portal"},
+    {"_gather", "_place", "_portal"},
     {"_cached"},
     {"_loader"},
     {"_dataloader"},
