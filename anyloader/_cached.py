@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
-from ._batch import LoadHandle, batch_of, settled_handle
+from ._batch import Batch, LoadHandle, batch_of, settled_handle
 from ._cache import NO_KEY, check_hashable, evict
 from ._dispatcher import Dispatcher, ambient
 from ._errors import LoadCancelledError
@@ -115,18 +115,25 @@ class Cached(Place):
 
     def clear_all(self) -> None:
         self.check_place()
-        self.forget_all()
+        self.forget_all({} if self.scope is None else self.scope.batches())
 
-    def forget_all(self) -> None:
+    def forget_all(self, batches: Mapping[Any, Iterable[Batch]]) -> None:
+        """
+        Forget all keys, those that are on their way too.
+
+        :param batches: those of the scope that are not done, by their loaders
+        """
         if self.second_level is not None:
             known = [] if self.cache is None else list(self.cache)
-            self._doom([*known, *self._on_their_way(), *self.second_level.on_their_way()])
+            self._doom(
+                [*known, *self._keys_of(batches.get(self, ())), *self.second_level.on_their_way()]
+            )
         if self.cache is not None:
             self.cache.clear()
 
-    def _on_their_way(self) -> Iterator[Any]:
-        """Return the cache keys of all batches that are not done: none of these need be remembered."""
-        for batch in () if self.scope is None else self.scope.batches_of(self):
+    def _keys_of(self, batches: Iterable[Batch]) -> Iterator[Any]:
+        """Return the cache keys of batches: none of these need be remembered."""
+        for batch in batches:
             for key in batch.keys:
                 try:
                     cache_key = self.cache_key(key)

@@ -163,9 +163,12 @@ class Dispatcher(Workers):
         """Return the loaders that run here."""
         return [loader for reference in self._loaders if (loader := reference()) is not None]
 
-    def batches_of(self, loader: LoaderRules) -> list[Batch]:
-        """Return the batches of a loader that are not done."""
-        return [batch for batch in self._outstanding if batch.loader is loader]
+    def batches(self) -> dict[Any, list[Batch]]:
+        """Return the batches that are not done, by their loaders."""
+        batches: dict[Any, list[Batch]] = {}
+        for batch in self._outstanding:
+            batches.setdefault(batch.loader, []).append(batch)
+        return batches
 
     def statistics(self) -> LoaderStatistics:
         each = [

@@ -381,8 +381,9 @@ class LoaderScope:
         """
         if self._dispatcher is not None and self._dispatcher.state != "closed":
             self._dispatcher.check_thread()
+            batches = self._dispatcher.batches()
             for loader in self._dispatcher.loaders():
-                loader.forget_all()
+                loader.forget_all(batches)
 
     def cancel(self, why: str) -> None:
         """

@@ -15,11 +15,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from anyloader import (
-    DataLoader,
-    LoadCancelledError,
-    LoaderScope,
-)
+from anyloader import DataLoader, LoaderScope
 from support import Recorder, wait_all_tasks_blocked
 
 pytestmark = pytest.mark.anyio
@@ -459,21 +455,13 @@ async def test_the_deadlock_search_in_a_dense_graph_grows_with_its_edges() -> No
     assert ratio <= 1.25 * edges(many) / edges(few)
 
 
-async def test_cancelled_waiters_are_not_in_the_way_of_later_work() -> None:
-    """The counter itself: a thing that is quadratic is found out."""
-
+async def test_a_thing_that_is_quadratic_is_found_out() -> None:
     async def quadratic(n: int) -> None:
         for _ in range(n):
             for _ in range(n):
                 pass
 
     assert await growth(quadratic, 50) > MOST
-    with pytest.raises(LoadCancelledError):
-        async with DataLoader(fetch) as loader:
-            handle = loader.load(1)
-            raise_later = handle
-        await raise_later
-    await wait_all_tasks_blocked()
 
 
 @contextmanager
@@ -534,5 +522,22 @@ def many_of_one(loader: DataLoader[int, int], key: int) -> Any:
 )
 async def test_cancelling_n_waiters_takes_steps_in_proportion_to_n(load: Any) -> None:
     few, many = await steps_of_cancelling(50, load), await steps_of_cancelling(200, load)
+    assert few > 50
+    assert many < 5 * few
+
+
+async def steps_of_clearing(n: int) -> int:
+    """Clear a scope of ``n`` loaders, each of which has a batch; say in how many steps."""
+    steps: list[str] = []
+    async with LoaderScope() as scope:
+        for key in range(n):
+            DataLoader(fetch, value_cache=Values()).load(key)
+        with counting(steps):
+            scope.clear_all()
+    return len(steps)
+
+
+async def test_clearing_a_scope_takes_steps_in_proportion_to_its_loaders() -> None:
+    few, many = await steps_of_clearing(50), await steps_of_clearing(200)
     assert few > 50
     assert many < 5 * few
