@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import anyio
 import pytest
 
+from anyloader import batch_loader
 from anyloader.integrations.asgi import LoaderScopeMiddleware
-from support import wait_all_tasks_blocked
+from support import Recorder, wait_all_tasks_blocked
+from support.value_caches import Store
 
 pytestmark = pytest.mark.anyio
 
@@ -40,6 +43,23 @@ async def test_a_request_whose_client_has_gone_ends_without_a_cancellation() -> 
         returned.append(True)
     assert returned
     assert not scope.cancelled_caught
+
+
+@pytest.mark.parametrize("how", ["its client goes", "it raises"])
+async def test_what_a_request_has_cleared_is_deleted_however_it_ends(how: str) -> None:
+    """It has changed the row, and the cache that all requests share has the old one."""
+    store = Store({1: "old"})
+    fetch = batch_loader(value_cache=store)(Recorder[int, str](str))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        fetch.clear(1)
+        if how == "it raises":
+            raise LookupError
+        await anyio.sleep_forever()
+
+    with suppress(LookupError):
+        await call_middleware(app, "request", "disconnect")
+    assert store.values == {}
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])

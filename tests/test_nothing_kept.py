@@ -172,7 +172,7 @@ async def test_the_same_after_a_body_that_raised() -> None:
         application.cancel_scope.cancel()
 
 
-# --- somebody holds the scope ---
+# --- somebody holds the scope, or a loader ---
 
 
 async def test_a_scope_that_has_ended_holds_nothing() -> None:
@@ -184,6 +184,16 @@ async def test_a_scope_that_has_ended_holds_nothing() -> None:
     assert rows.alive == 0
     assert repr(held)
     assert held.statistics().loads == 40
+
+
+async def test_a_loader_whose_scope_has_ended_holds_nothing() -> None:
+    rows = Rows()
+    async with DataLoader(rows) as own, LoaderScope() as scope:
+        loaders = [own, scope.get(rows), DataLoader(rows)]
+        for loader in loaders:
+            await loader.load_many(range(20))
+    assert rows.alive == 0
+    assert [loader.statistics().loads for loader in loaders] == [20] * 3
 
 
 async def test_a_handle_that_somebody_holds_stays_readable() -> None:

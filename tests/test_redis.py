@@ -370,8 +370,9 @@ def test_redis_refuses_wrong_arguments(options: Any, error: type[Exception]) -> 
         redis.RedisValueCache(None, **{"prefix": "a", "ttl": None, **options})
 
 
-def test_ttl_has_no_default() -> None:
-    redis: Any = pytest.importorskip("anyloader.integrations.redis")
+@pytest.mark.parametrize("module", ["redis", "redis_py"])
+def test_ttl_has_no_default(module: str) -> None:
+    redis: Any = pytest.importorskip(f"anyloader.integrations.{module}")
     with pytest.raises(TypeError, match="'ttl'"):
         redis.RedisValueCache(None, prefix="a")
 

@@ -59,6 +59,21 @@ async def test_a_redis_that_cannot_be_written_to_is_read_on(
         assert len(logged(caplog)) == 2  # another row
 
 
+async def test_a_redis_that_lets_nobody_in_fails_no_load_and_is_logged(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    redis_server.command("CONFIG SET requirepass secret")
+    fetch = Recorder[int, str](str)
+    async with in_redis(redis_server) as cache:
+        for _ in range(3):
+            async with DataLoader(fetch, value_cache=cache) as loader:
+                assert await loader.load(1) == "1"
+    assert [re.findall(r"failed in (\w+)\(\): Auth", line) for line in logged(caplog)] == [
+        ["get_many"],
+        ["set_many"],
+    ]
+
+
 # --- Redis that goes away, in real time ---
 
 
@@ -193,6 +208,20 @@ async def test_an_error_is_kept_in_words_only(redis_server: RedisServer) -> None
         await anyio.wait_all_tasks_blocked()
         gc.collect()
         assert ref() is None
+
+
+async def test_what_is_said_of_an_error_is_short(shared_redis: RedisServer) -> None:
+    async with in_redis(shared_redis, prefix="p", pause=1000) as cache:
+
+        async def fail(names: object) -> None:
+            raise ConnectionError("x" * 10_000)
+
+        cache._get = fail
+        for most in 10_000, 300:
+            with pytest.raises(ConnectionError, match="xxx") as raised:
+                await cache.get_many([1])
+            assert len(str(raised.value)) <= most
+            assert 100 < len(repr(cache)) < 200
 
 
 @pytest.mark.only_on("asyncio")

@@ -302,6 +302,14 @@ async def test_clear_deletes_a_key_that_was_never_loaded_here() -> None:
         assert store.values == {1: "1"}
 
 
+@pytest.mark.parametrize("cache", [False, "pending"])
+async def test_a_loader_that_remembers_nothing_deletes_there_all_the_same(cache: Any) -> None:
+    store = Store({1: "stale", 2: "stale", 3: "kept"})
+    async with DataLoader(Recorder(str), cache=cache, value_cache=store) as loader:
+        loader.clear(1).prime(2, "new", force=True).prime(3, "new")
+    assert store.values == {3: "kept"}
+
+
 async def test_clear_all_deletes_what_the_loader_has_cached() -> None:
     store = Store({1: "old", 2: "old"})
     async with LoaderScope() as scope:
@@ -479,7 +487,7 @@ async def test_what_was_cleared_before_the_opening_is_deleted_by_the_first_batch
 
 
 @pytest.mark.virtual_time
-async def test_what_a_value_cache_finds_too_late_settles_nothing() -> None:
+async def test_what_a_value_cache_finds_too_late_settles_nothing_and_is_not_told() -> None:
     class Values:
         async def get_many(self, keys: Any) -> Any:
             with anyio.CancelScope(shield=True):
@@ -492,8 +500,8 @@ async def test_what_a_value_cache_finds_too_late_settles_nothing() -> None:
         async def delete_many(self, keys: Any) -> None:
             pass
 
-    recorder = Recorder[int, int](abs)
-    async with DataLoader(recorder, value_cache=Values()) as loader:
+    recorder, events = Recorder[int, int](abs), list[Event]()
+    async with DataLoader(recorder, value_cache=Values(), hooks=[events.append]) as loader:
         load = loader.load(1)
         with anyio.move_on_after(1):
             await load
@@ -501,7 +509,9 @@ async def test_what_a_value_cache_finds_too_late_settles_nothing() -> None:
         await anyio.sleep(2)
         assert load.status is LoadHandle.Status.CANCELLED
         assert loader.peek(1) is None
+        assert loader.statistics().value_cache_hits == 0
     assert recorder.calls == []
+    assert isinstance(events[-1], BatchCancelled)
 
 
 async def test_what_a_stream_gave_before_it_was_cancelled_is_stored() -> None:

@@ -332,6 +332,32 @@ def test_a_cache_of_one_function_is_refused_to_another_one() -> None:
     DataLoader(partial(bound, by=2), value_cache=partials)
 
 
+async def test_a_cache_that_two_sources_of_a_scope_have_is_refused_to_the_second() -> None:
+    """Where it is an attribute of their base, all classes share it, though they name no cache."""
+
+    class Rows(DataLoader[int, str]):
+        value_cache = Store()
+
+        async def batch_load_fn(self, keys: list[int]) -> list[str]:
+            return [f"{type(self).__name__} {key}" for key in keys]
+
+    class One(Rows):
+        pass
+
+    class Two(Rows):
+        pass
+
+    store = Store()
+    first, second = (batch_loader(value_cache=store)(source) for source in (Recorder(str), other))
+    for _ in range(2):
+        async with LoaderScope() as scope:
+            assert await scope.get(One).load(1) == "One 1"
+            assert await first.load(1) == "1"
+            for source in Two, second:
+                with pytest.raises(TypeError, match="serves another batch function already"):
+                    await scope.get(source).load(1)
+
+
 def decorated(function: Any) -> Any:
     @wraps(function)
     async def call(keys: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,26 @@ async def test_a_loader_uses_it(make: Make) -> None:
         async with DataLoader(fetch, value_cache=cache) as loader:
             assert await loader.clear(1).load_many([1, 2]) == ["1", "2"]
     assert fetch.calls == [[1, 2], [1]]
+
+
+@pytest.mark.parametrize("how", ["ends", "raises", "is cancelled"])
+async def test_what_is_cleared_last_is_gone_for_the_next_request(make: Make, how: str) -> None:
+    rows: dict[int, str] = dict.fromkeys((1, 2), "old")
+    fetch = Recorder[int, str](lambda key: rows[key])
+    async with make() as cache:
+        async with DataLoader(fetch, value_cache=cache) as loader:
+            await loader.load_many([1, 2])
+        with anyio.CancelScope() as cancelling, suppress(LookupError):
+            async with DataLoader(fetch, value_cache=cache) as loader:
+                rows = dict.fromkeys((1, 2), "new")
+                loader.clear(1).prime(2, "new", force=True)
+                if how == "raises":
+                    raise LookupError
+                if how == "is cancelled":
+                    cancelling.cancel()
+                    await anyio.lowlevel.checkpoint()
+        async with DataLoader(fetch, value_cache=cache) as loader:
+            assert await loader.load_many([1, 2]) == ["new", "new"]
 
 
 # --- in memory ---
