@@ -94,23 +94,28 @@ def check_arguments(
     _check_hashable(function, arguments)
 
 
-def make_loader(source: Any, arguments: Mapping[str, Any]) -> DataLoader[Any, Any]:
-    """:raises TypeError: if it cannot be made"""
+def make_loader(
+    source: Any, arguments: Mapping[str, Any], given: tuple[Any, ...] = ()
+) -> DataLoader[Any, Any]:
+    """
+    :param given: what a partial gives to a class by position
+    :raises TypeError: if it cannot be made
+    """
     source = get_origin(source) or source
     if isinstance(source, partial) and isinstance(source.func, type):
-        return make_loader(source.func, {**source.keywords, **arguments})
+        return make_loader(source.func, {**source.keywords, **arguments}, source.args)
     if isinstance(source, type):
         if not issubclass(source, DataLoader):
             raise TypeError(f"scope.get() takes {SOURCES}, not {source!r}")
-        return _make_of_class(source, arguments)
+        return _make_of_class(source, given, arguments)
     if not callable(source):
         raise TypeError(f"scope.get() takes {SOURCES}, not {source!r}")
     make = cast("Callable[..., DataLoader[Any, Any]]", DataLoader)
-    given = source.keywords if isinstance(source, partial) else {}
+    keywords = source.keywords if isinstance(source, partial) else {}
     if arguments:
         check_arguments(source, arguments)
         source = partial(source, **arguments)
-    return say_arguments(make(source), {**given, **arguments})
+    return say_arguments(make(source), {**keywords, **arguments})
 
 
 def say_arguments(loader: S, arguments: Mapping[str, Any]) -> S:
@@ -128,20 +133,22 @@ def say_arguments(loader: S, arguments: Mapping[str, Any]) -> S:
     return loader
 
 
-def _make_of_class(source: Any, arguments: Mapping[str, Any]) -> DataLoader[Any, Any]:
+def _make_of_class(
+    source: Any, given: tuple[Any, ...], arguments: Mapping[str, Any]
+) -> DataLoader[Any, Any]:
     """Give the arguments to a constructor of its own, and otherwise to its batch function."""
-    if arguments and source.__init__ is DataLoader.__init__:
+    if arguments and not given and source.__init__ is DataLoader.__init__:
         check_arguments(partial(source.batch_load_fn, None), arguments, source.value_cache)
         loader: DataLoader[Any, Any] = source()
         loader.__anyloader__.bind_arguments(arguments)
         return say_arguments(loader, arguments)
     try:
-        made: DataLoader[Any, Any] = source(**arguments)
+        made: DataLoader[Any, Any] = source(*given, **arguments)
     except TypeError as exc:
         import inspect
 
         try:
-            inspect.signature(source.__init__).bind(None, **arguments)
+            inspect.signature(source.__init__).bind(None, *given, **arguments)
         except TypeError:
             raise TypeError(
                 f"scope.get() cannot make a {source.__qualname__}: {exc}; give what its __init__ takes "

@@ -437,6 +437,17 @@ async def test_a_partial_of_a_class_is_a_source() -> None:
             scope.get(OfTenant)
 
 
+async def test_a_partial_of_a_class_gives_what_it_has_by_position() -> None:
+    part: Any = partial
+    async with LoaderScope() as scope:
+        for tenant in "a", "b":
+            assert await scope.get(part(OfTenant, tenant)).load(1) == f"{tenant} 1"
+        assert scope.get(part(OfTenant, "a")) is scope.get(part(OfTenant, "a"))
+        with pytest.raises(TypeError, match=r"cannot make a OfTenant: .* positional arguments"):
+            scope.get(part(OfTenant, "a", "b"))
+        assert scope.get(part(DataLoader, Recorder(str), max_batch_size=2)).max_batch_size == 2
+
+
 async def test_an_error_in_a_constructor_comes_out_as_it_is() -> None:
     class Broken(DataLoader[int, int]):
         def __init__(self) -> None:
