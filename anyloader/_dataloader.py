@@ -280,8 +280,8 @@ class DataLoader(Generic[K, V]):
         kind = type(self)
         if batch_load_fn is None and kind.batch_load_fn is DataLoader.batch_load_fn:
             raise TypeError(
-                "DataLoader needs a batch function: give it one, or define an async method "
-                "batch_load_fn in a subclass"
+                "DataLoader needs a batch function: give it one as its first argument, or define "
+                "an async method batch_load_fn in a subclass"
             )
         if not options.get("name") and not self.name:
             derived = kind.__qualname__ if batch_load_fn is None else default_name(batch_load_fn)
@@ -487,7 +487,7 @@ class DataLoader(Generic[K, V]):
 
         With the cache off it does nothing in there.
 
-        :param value: the value, or an ``Exception`` for loads to raise
+        :param value: the value as it is, which nobody awaits; or an ``Exception`` for loads to raise
         :param force: replace what is there. A key that is still queued is taken out of its batch,
             and those who wait for it get the value; one in flight goes on for those who wait for it.
             In the value cache the key is deleted, as by :meth:`clear`

@@ -148,7 +148,7 @@ def test_loader_without_batch_function_is_refused() -> None:
         pass
 
     for make in (DataLoader, Empty):
-        with pytest.raises(TypeError, match=r"batch function.*batch_load_fn"):
+        with pytest.raises(TypeError, match=r"batch function.*first argument.*batch_load_fn"):
             make()
 
 
