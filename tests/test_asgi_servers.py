@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPResponse
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -194,6 +194,20 @@ def test_what_a_client_that_leaves_has_begun_is_not_left_half_done(site: Site, m
         site.log("nothing")
     site.log(f"{site.name}-left")
     site.wait_for("charged", "ordered 9")
+
+
+def test_a_client_that_closes_its_sending_half_gets_its_response(site: Site) -> None:
+    if site.server.name == "uvicorn" or site.framework in WATCHED:
+        return  # where such a client has left
+    with site.connect(f"GET /order/{site.name}") as connection:
+        site.wait_for("charged")
+        connection.shutdown(socket.SHUT_WR)
+        for _ in range(20):  # meanwhile the server hears of it
+            site.log("nothing")
+        site.log(f"{site.name}-left")
+        with closing(HTTPResponse(connection)) as response:
+            response.begin()
+            assert response.read() == b"ordered"
 
 
 def test_other_requests_go_on_when_one_is_cancelled(watched: Site) -> None:

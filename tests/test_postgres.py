@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import runpy
+import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from anyloader import DataLoader, LoaderScope
+from support import SERVERS, serve
 from support.postgres_server import PostgresServer
 
 asyncpg: Any = pytest.importorskip("asyncpg")
@@ -31,9 +34,10 @@ pytestmark = [
 SNIPPET = Path(__file__).parents[1] / "docs" / "how-to" / "sqlalchemy_asyncpg.py"
 MAX_SIZE = 3
 
-#: So many others are connected, and so many of them have something to do.
+#: So many others are connected, and so many of them are at the query that takes long.
 CONNECTIONS = """
-    SELECT count(*), count(*) FILTER (WHERE state = 'active') FROM pg_stat_activity
+    SELECT count(*), count(*) FILTER (WHERE state = 'active' AND query = 'SELECT pg_sleep(60)')
+    FROM pg_stat_activity
     WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
 """
 
@@ -102,6 +106,36 @@ async def test_cancelled_batches_do_not_outgrow_the_pool(
         assert active == 0
     await engine.dispose()
     await watcher.close()
+
+
+@pytest.mark.parametrize("server", [name for name in SERVERS if not name.endswith("trio")])
+def test_clients_that_leave_do_not_outgrow_the_pool(
+    dsn: str, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE", url(dsn))
+    monkeypatch.setenv("POOL_SIZE", str(MAX_SIZE))
+
+    async def until_running(number: int) -> int:
+        """Wait until so many queries run, and return how many connections there are."""
+        watcher = await asyncpg.connect(dsn)
+        try:
+            with anyio.fail_after(20):
+                while (await connections(watcher))[1] != number:
+                    await checkpoint()
+            return (await connections(watcher))[0]
+        finally:
+            watcher.terminate()
+
+    with serve(server, "with_postgres:app") as site:
+        for _ in range(8):
+            with ExitStack() as clients:
+                for _ in range(MAX_SIZE):
+                    client = clients.enter_context(
+                        socket.create_connection(("127.0.0.1", site.port))
+                    )
+                    client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                asyncio.run(until_running(MAX_SIZE))
+            assert asyncio.run(until_running(0)) <= MAX_SIZE  # they would take a minute each
 
 
 async def test_the_pool_of_asyncpg_itself_needs_no_remedy(dsn: str) -> None:
