@@ -469,6 +469,28 @@ async def test_group_that_is_cancelled_cancels_its_batches(
         assert isinstance(getattr(caught.value, "exceptions", [caught.value])[0], Abort)
 
 
+@pytest.mark.parametrize("load", ["load", "dispatch"])
+async def test_who_awaits_outside_what_was_never_dispatched_hears_of_the_end_by_the_next_call(
+    open_group: OpenGroup, load: str
+) -> None:
+    """Nobody tells the loader that the group has ended: it has no task in there."""
+    seen: list[object] = []
+    loader: DataLoader[int, int]
+    async with anyio.create_task_group() as outside:
+        async with open_group() as group:
+            loader = DataLoader(
+                Recorder[int, int](abs), task_group=group, schedule=schedules.manual()
+            )
+            outside.start_soon(wait_outside, loader.load(1), seen)
+            await wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
+        assert seen == []
+        with pytest.raises(LoaderClosedError):
+            loader.dispatch() if load == "dispatch" else loader.load(2)
+        await wait_all_tasks_blocked()
+        assert seen == [LoaderClosedError]
+
+
 @pytest.mark.virtual_time
 async def test_load_into_a_group_that_is_being_cancelled_does_not_hang(
     open_group: OpenGroup,
