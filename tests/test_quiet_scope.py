@@ -91,6 +91,16 @@ def test_nor_in_any_order_at_all(shuffled_backend: str, names: tuple[str, ...]) 
     assert results == [{"posts": [[1]], "users": [[1], [101]]}] * len(results)
 
 
+@pytest.mark.parametrize("program", [in_one_step, in_tasks])
+@pytest.mark.parametrize("names", [("posts", "users"), ("users", "posts")], ids="-".join)
+async def test_nor_where_the_loop_is_seen_to_have_nothing_else_to_run(
+    program: Any, names: tuple[str, ...]
+) -> None:
+    """Loops that are shuffled do not tell: there each round is counted."""
+    needs = {"posts": ["users"], "users": []}
+    assert await program(names, needs, 1) == {"posts": [[1]], "users": [[1], [101]]}
+
+
 def test_three_sources_that_are_stacked(shuffled_backend: str) -> None:
     needs = {"comments": ["posts"], "posts": ["users"], "users": []}
     for names in (("comments", "posts", "users"), ("users", "posts", "comments")):
