@@ -243,17 +243,6 @@ async def test_a_load_many_that_was_given_up_at_the_seal_can_be_wanted_again() -
         assert await many == [1]
 
 
-@pytest.mark.parametrize("keys", [[4, 7], [7, 4], [4, 7, 5, 7]])
-async def test_a_load_many_that_fills_a_batch_wants_what_others_gave_up_in_it(
-    keys: list[int],
-) -> None:
-    async with DataLoader(Recorder[int, int](abs), max_batch_size=2) as loader:
-        with anyio.CancelScope() as scope:
-            scope.cancel()
-            await loader.load(7)
-        assert await loader.load_many(keys) == keys
-
-
 async def test_a_load_many_that_failed_at_once_fails_again() -> None:
     """While other keys of the same batch are pending."""
     async with DataLoader(Recorder[int, int](abs), schedule=schedules.manual()) as loader:
