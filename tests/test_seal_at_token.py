@@ -268,8 +268,12 @@ async def test_a_batch_function_can_wait_for_a_limiter_that_is_paused(
     limiter = paused()
     fetch = Recorder[int, int](same)
 
-    async def outer(keys: list[int]) -> list[int]:
+    async def middle(keys: list[int]) -> list[int]:
         return await inside.load_many(keys)
+
+    # That one awaits the other is what makes the second await be looked into at all.
+    async def outer(keys: list[int]) -> list[int]:
+        return await between.load_many(keys)
 
     async def resume() -> None:
         await wait_all_tasks_blocked()
@@ -277,7 +281,7 @@ async def test_a_batch_function_can_wait_for_a_limiter_that_is_paused(
         limiter.total_tokens = 1
 
     async with LoaderScope(), anyio.create_task_group() as tg:
-        inside = DataLoader(fetch, limiter=limiter)
+        inside, between = DataLoader(fetch, limiter=limiter), DataLoader(middle)
         tg.start_soon(resume)
         assert await DataLoader(outer).load_many([1, 2]) == [1, 2]
     assert fetch.calls == [[1, 2]]
