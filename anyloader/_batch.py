@@ -1081,10 +1081,11 @@ class Batch(_Loads):
         self.due: int | None = None
         #: The weight of its keys.
         self.weight: float = 0
-        #: The batches that this one's function awaits now, with how many of its tasks do; and in how many
-        #: functions somebody awaits this one. Changed by ``_deadlock`` only.
+        #: The batches that this one's function awaits now, with how many of its tasks do; and those whose
+        #: functions await this one. Changed by ``_deadlock`` only.
         self.waits: dict[Batch, int] | None = None
-        self.awaited_by = self._number = 0
+        self.awaited_by: dict[Batch, None] | None = None
+        self._number = 0
         #: How many of its keys are counted as sealed by the loader.
         self._sealed = 0
 

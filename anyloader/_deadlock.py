@@ -9,7 +9,7 @@ awaits. Nothing that waits already can be part of a cycle, as it was looked at w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -30,13 +30,15 @@ def begin_wait(origin: Batch, batches: Sequence[Batch]) -> None:
     """
     if not origin.is_at_work and origin.schedule_scope is None:
         return  # a task that it left behind: nobody waits for that
-    if _may_be_needed(origin) or origin in batches:
+    if origin in batches or (_may_be_needed(origin) and _may_meet(origin, batches)):
         _check(origin, batches)
     if origin.waits is None:
         origin.waits = {}
     for batch in batches:
         origin.waits[batch] = origin.waits.get(batch, 0) + 1
-        batch.awaited_by += 1
+        if batch.awaited_by is None:
+            batch.awaited_by = {}
+        batch.awaited_by[origin] = None
 
 
 def end_wait(origin: Batch, batches: Sequence[Batch]) -> None:
@@ -44,34 +46,69 @@ def end_wait(origin: Batch, batches: Sequence[Batch]) -> None:
     for batch in batches:
         left = waits.get(batch, 0) - 1
         if left >= 0:
-            batch.awaited_by -= 1
             waits[batch] = left
             if not left:
                 del waits[batch]
+                (batch.awaited_by or {}).pop(origin, None)
 
 
 def _may_be_needed(batch: Batch) -> bool:
     """Whether anything can wait for this one: most functions that load are awaited by no other one."""
-    return bool(batch.awaited_by) or any(
-        batch in gate.holders and gate.limiter.available_tokens <= 0 for gate in batch.gates
-    )
+    return bool(batch.awaited_by) or _has_a_last_token(batch)
 
 
-def _needs(batch: Batch, waiter: Batch) -> list[Iterable[Batch]]:
+def _has_a_last_token(batch: Batch) -> bool:
+    return any(batch in gate.holders and gate.limiter.available_tokens <= 0 for gate in batch.gates)
+
+
+def _needs(batch: Batch, waiter: Batch) -> Iterator[Iterable[Batch]]:
     """
-    Return the sets of batches of each of which one has to end before this one does.
+    Give the sets of batches of each of which one has to end before this one does.
 
     :param waiter: whose function is about to await, and so does not end by itself
     """
-    awaited: list[Iterable[Batch]] = [(one,) for one in batch.waits or () if not one.is_done]
-    if batch.is_at_work:
-        return awaited
+    for one in batch.waits or ():
+        if not one.is_done:
+            yield (one,)
     # One without a task waits for ``dispatch()``, which anybody may call; but then for its tokens too.
-    blockers = [needed for gate in batch.gates if (needed := gate.blockers(batch)) is not None]
-    # One that awaits nothing ends by itself.
-    return awaited + [
-        some for some in blockers if all(b is waiter or b.waits or not b.is_at_work for b in some)
-    ]
+    for gate in () if batch.is_at_work else batch.gates:
+        needed = gate.blockers(batch)
+        # One that awaits nothing ends by itself.
+        if needed and all(b is waiter or b.waits or not b.is_at_work for b in needed):
+            yield needed
+
+
+def _may_meet(waiter: Batch, targets: Sequence[Batch]) -> bool:
+    """
+    Whether what the targets need, and who needs ``waiter``, may have something in common.
+
+    Looked at from both ends in turn, edge by edge: it costs what the shorter way costs, and one of them
+    is short in most graphs, however dense these are.
+    """
+
+    def needed_by(batch: Batch) -> Iterable[Batch]:
+        # Who waits for a token stands in no list: it may be a target.
+        return chain(targets[:1] if _has_a_last_token(batch) else (), batch.awaited_by or ())
+
+    def needed(batch: Batch) -> Iterable[Batch]:
+        return chain.from_iterable(_needs(batch, waiter))
+
+    above, below = {waiter: None}, dict.fromkeys(targets)
+    both = zip(_walk(above, needed_by), _walk(below, needed))
+    return any(one in below or other in above for one, other in both)
+
+
+def _walk(
+    seen: dict[Batch, None], neighbours: Callable[[Batch], Iterable[Batch]]
+) -> Iterator[Batch]:
+    """Give the end of each edge that can be reached, and note it as seen."""
+    todo = list(seen)
+    while todo:
+        for one in neighbours(todo.pop()):
+            if one not in seen:
+                seen[one] = None
+                todo.append(one)
+            yield one
 
 
 def _check(waiter: Batch, targets: Sequence[Batch]) -> None:
@@ -84,7 +121,7 @@ def _check(waiter: Batch, targets: Sequence[Batch]) -> None:
         if batch is waiter:
             reached = True
         elif batch not in needs:
-            needs[batch] = _needs(batch, waiter)
+            needs[batch] = list(_needs(batch, waiter))
             todo.extend(chain.from_iterable(needs[batch]))
     if reached:
         stuck = _stuck(needs)

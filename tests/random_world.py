@@ -38,8 +38,8 @@ from anyloader import (
 from random_programs import Op, Program, Source
 from support.tasks import stray_cancellation
 
-#: Virtual seconds after which a program hangs; none sleeps for longer than a few.
-TOO_LONG = 1_000
+#: Virtual seconds after which a program hangs; functions that load from themselves may take a thousand.
+TOO_LONG = 100_000
 
 
 class Value(NamedTuple):
