@@ -978,7 +978,7 @@ class _Loads:
                 waiting.extend(load._settle(outcome))
                 self._disown(load)  # one that follows another may be an entry of a load_many
             self.settled += is_load
-        self.scope.news += 1
+        self.scope.woken()
         if waiting:
             self.backend.wake(waiting)
         for many in told:
@@ -1009,7 +1009,7 @@ class _Loads:
     def settle_deferred(self) -> None:
         """Let the hits go that waited for this batch."""
         deferred, self.deferred = self.deferred or {}, None
-        self.scope.news += 1
+        self.scope.woken()
         for hit, outcome in deferred.items():
             self.awaiting -= hit._waiter_count()
             self.backend.wake(hit._settle(outcome))

@@ -298,7 +298,7 @@ class Dispatcher(Workers):
     def batch_done(self, batch: Batch) -> None:
         """All loads of a batch are settled: its function's loads are wanted for its sake no more."""
         self._outstanding.pop(batch, None)
-        self.news += 1
+        self.woken()
         if batch.loaded_from is not None:
             loaded_from, batch.loaded_from = batch.loaded_from, None
             for other in loaded_from:

@@ -75,7 +75,7 @@ async def gather(*awaitables: Awaitable[Any]) -> tuple[Any, ...]:
     def announce() -> None:
         """That tasks begin and end takes rounds that are not quiet: they, and who waits, may load."""
         if scope is not None:
-            scope.news += 1
+            scope.woken()
 
     async def run(index: int, awaitable: Awaitable[Any]) -> None:
         try:

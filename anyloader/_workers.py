@@ -75,13 +75,12 @@ class Workers:
     _has_started = _starting = False
 
     def __init__(self) -> None:
-        #: How many keys and batches have come, and how often loads have settled: who awaited these may load
-        #: in the next round. By this the leader knows a quiet round.
-        self.news = 0
+        #: How many keys and batches have come, and how often somebody was woken; and what it was when that
+        #: was last so. By this the leader knows a quiet round.
+        self.news = self._woken = 0
         #: Counted while there is a leader: all rounds, how many of the last were quiet, and the news by
         #: which that is known.
-        self._round = self._quiet = 0
-        self._seen = -1
+        self._round = self._quiet = self._seen = 0
         #: Open batches whose rounds are counted, and whether somebody counts them.
         self._counted: list[Batch] = []
         self._leading = False
@@ -105,6 +104,10 @@ class Workers:
         """Whether all batches, or all workers, have ended."""
         raise NotImplementedError
 
+    def woken(self) -> None:
+        """Loads have settled, or tasks of a gather begin or end: who waited for that may load now."""
+        self.news = self._woken = self.news + 1
+
     def begin(self, batch: Batch) -> None:
         """
         Let the schedule of a new, empty batch begin.
@@ -115,7 +118,7 @@ class Workers:
         prove_stack_room()
         if isinstance(batch.schedule, Polling):
             if not self._leading:
-                self._seen = -1
+                self._seen = self.news
                 self._give(_LEAD, batch.name)
                 self._leading = True
             self._counted.append(batch)
@@ -245,7 +248,9 @@ class Workers:
 
     def _pass_round(self) -> Any:
         """Return what the leader does now: a batch to run, nothing, or going on after a checkpoint."""
-        self._quiet = self._quiet + 1 if self.news == self._seen else 0
+        # Who was woken may start tasks that load, or end as the last one that a task group waits for. That
+        # takes a round in which nothing can be seen, so one more is counted.
+        self._quiet = self._quiet + 1 if self.news == self._seen else -(self._woken > self._seen)
         self._seen = self.news
         while not self._holding:
             backend = self.backend

@@ -87,6 +87,48 @@ def test_what_is_loaded_after_it_shares_a_batch(
     assert run_seeds(shuffled_backend, SEEDS, main) == 1
 
 
+async def at_its_end(load: Callable[[], Any], then: Callable[[], Any]) -> None:
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(load)
+    await then()
+
+
+async def at_its_start(load: Callable[[], Any], then: Callable[[], Any]) -> None:
+    await load()
+    async with anyio.create_task_group() as tg:
+        tg.start_soon(then)
+
+
+@pytest.mark.parametrize("program", [at_its_end, at_its_start])
+def test_a_task_group_takes_a_round_after_it_in_which_there_is_nothing_to_be_seen(
+    shuffled_backend: str, program: Any
+) -> None:
+    """Beside it a batch function has loaded before, and its batch is still open."""
+
+    async def main() -> list[list[int]]:
+        fetch = Recorder[int, int](int)
+
+        async def from_posts(keys: list[int]) -> list[int]:
+            return await users.load_many(keys)
+
+        async with LoaderScope() as scope:
+            users, posts = scope.get(fetch), scope.get(from_posts)
+            comments = scope.get(Recorder[int, int](int))
+
+            async def comment() -> None:
+                await comments.load(1)
+
+            async def user() -> None:
+                await users.load(2)
+
+            async with anyio.create_task_group() as tg:
+                tg.start_soon(posts.load, 1)
+                tg.start_soon(program, comment, user)
+        return [sorted(keys) for keys in fetch.calls]
+
+    assert run_seeds(shuffled_backend, SEEDS, main) == [[1, 2]]
+
+
 def test_a_hit_that_waited_for_a_batch_without_a_token_is_a_load_that_settles(
     shuffled_backend: str,
 ) -> None:
