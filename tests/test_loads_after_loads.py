@@ -16,7 +16,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from anyloader import DataLoader, LoaderScope, LoadHandle, gather
+from anyloader import DataLoader, LoaderScope, LoadHandle, gather, schedules
 from support import SHUFFLED_BACKENDS, Recorder, run_seeds, run_shuffled
 
 SEEDS = range(30)
@@ -152,6 +152,31 @@ def test_a_hit_that_waited_for_a_batch_without_a_token_is_a_load_that_settles(
         return fetch.calls
 
     assert run_seeds(shuffled_backend, SEEDS, main) == [[1, 2]]
+
+
+def test_a_stream_that_settles_a_load_in_each_round_holds_no_batch_beyond_the_cap(
+    shuffled_backend: str,
+) -> None:
+    async def main() -> list[list[int]]:
+        async def stream(keys: list[int]) -> AsyncIterator[tuple[int, int]]:
+            for key in keys:
+                yield key, key
+                await checkpoint()
+
+        fetch = Recorder[int, int](int)
+        async with LoaderScope() as scope:
+            users = DataLoader(fetch, schedule=schedules.quiescent(max_rounds=10))
+            loads = [scope.get(stream).load(key) for key in range(40)]
+            await loads[0]
+            users.load(1)
+            for load in loads[:20]:
+                await load
+            calls = fetch.calls.copy()
+            for load in loads:
+                await load
+        return calls
+
+    assert run_seeds(shuffled_backend, SEEDS, main) == [[1]]
 
 
 # --- random programs ---
