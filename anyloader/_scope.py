@@ -351,8 +351,17 @@ class LoaderScope:
         dispatcher.context.run(var.set, value)
 
     def be_inside(self, scope: LoaderScope) -> None:
-        """Make ``scope`` the one around this one, which is not entered yet, if it has none so far."""
-        self._inside = self._inside or scope
+        """
+        Make ``scope`` the one around this one, which is not entered yet, if it has none so far.
+
+        Where it is around anyway, so may be others that are nearer, as that of the request around a
+        mounted application.
+        """
+        around = ambient.get()
+        while around is not None and around is not scope._dispatcher:
+            around = around.outer
+        if around is None:
+            self._inside = self._inside or scope
 
     def loaders(self) -> tuple[DataLoader[Any, Any], ...]:
         """Return the loaders of this scope that are in use, in the order of their first use."""

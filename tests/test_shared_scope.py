@@ -12,7 +12,7 @@ import anyio
 import anyio.from_thread
 import pytest
 
-from anyloader import LoaderNotOpenError, LoaderScope, batch_loader, current_scope
+from anyloader import DataLoader, LoaderNotOpenError, LoaderScope, batch_loader, current_scope
 from anyloader._dispatcher import ambient
 from anyloader.integrations.asgi import LoaderScopeMiddleware, Message, Receive, Send
 from support import SERVERS, backend_options, serve
@@ -97,6 +97,23 @@ def test_a_shared_scope_of_another_event_loop_is_refused_and_nothing_hangs(
         with portal.wrap_async_context_manager(LoaderScope(shared=True)) as shared:
             with pytest.raises(RuntimeError, match="opened in another event loop"):
                 anyio.run(ask, backend=backend, backend_options=options)
+
+
+async def test_the_scope_of_a_mounted_application_is_inside_of_that_of_the_request() -> None:
+    async def mounted(scope: Message, receive: Receive, send: Send) -> None:
+        await loads(scope, receive, send)
+        assert await loader.load(2) == 6, "its first load was made in the scope around"
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        assert await loader.load(1) == 3
+        await LoaderScopeMiddleware(mounted)(scope, receive, send)
+
+    loader = DataLoader(triple)
+    async with LoaderScope(shared=True) as shared:
+        token = ambient.set(None)  # as in the context of a request
+        await call(LoaderScopeMiddleware(app), {"anyloader": shared})
+        ambient.reset(token)
+    assert shared.statistics().loads == 1
 
 
 async def test_inside_takes_the_place_of_the_scope_around() -> None:
