@@ -337,7 +337,7 @@ class LoaderScope:
         Set a context variable for the batch functions of this scope that are called from now on.
 
         For what is known only once the scope is open: the session or user of the request, from a
-        dependency that ran later.
+        dependency that ran later. A scope inside of this one does not take it over: set it there, too.
 
         :param var: the variable; its value in the calling code does not change
         :raises LoaderNotOpenError: if the scope was not entered

@@ -153,8 +153,9 @@ def max_batches(n: int, *, loader: str | None = None) -> Iterator[None]:
 
     Seen are the loaders used in the block: those of the scopes around it, those that are opened in
     it, and all that open a batch in it or in a batch function of one of these. All that such a
-    loader does while the block runs counts, whoever asked for it. If the block raises, that goes on
-    alone. ::
+    loader does while the block runs counts, whoever asked for it. Not seen are scopes that a task opens
+    which was started before the block, as that of a server or a worker. If the block raises, that goes
+    on alone. ::
 
         with max_batches(2):
             await client.get("/countries/FR")

@@ -23,7 +23,14 @@ from urllib.request import Request, urlopen
 import anyio
 import pytest
 
-from anyloader import LoaderClosedError, LoaderScope, batch_loader, current_scope
+from anyloader import (
+    LoaderClosedError,
+    LoaderNotOpenError,
+    LoaderScope,
+    batch_loader,
+    current_scope,
+)
+from anyloader.testing import max_batches
 from support import SERVERS, Server, serve
 
 HOW_TO = Path(__file__).parents[1] / "docs" / "how-to"
@@ -79,17 +86,27 @@ def test_fastapi_with_the_session_of_sqlalchemy(server: str) -> None:
         assert status(f"{running.url}/authors/9") == 404
 
 
-def test_fastapi_with_what_a_dependency_sets(pages: Server) -> None:
-    pytest.importorskip("fastapi")
+def each_tenant_gets_its_own(url: str) -> None:
     tenants = [f"tenant{number}" for number in range(20)]
 
     def ask(path: str, tenant: str) -> Any:
-        return get(f"{pages.url}/web_fastapi_set{path}", **{"X-Tenant": tenant})
+        return get(f"{url}{path}", **{"X-Tenant": tenant})
 
     for path in "/", "/sync":
         with ThreadPoolExecutor() as threads:
             answers = list(threads.map(partial(ask, path), tenants))
         assert answers == [[f"{tenant} 1", f"{tenant} 2", f"{tenant} 1"] for tenant in tenants]
+
+
+def test_fastapi_with_what_a_dependency_sets(pages: Server) -> None:
+    pytest.importorskip("fastapi")
+    each_tenant_gets_its_own(f"{pages.url}/web_fastapi_set")
+
+
+def test_litestar_with_a_handler_in_a_thread(pages: Server) -> None:
+    pytest.importorskip("litestar")
+    assert get(f"{pages.url}/web_litestar/") == NAMES
+    assert get(f"{pages.url}/web_litestar/sync") == NAMES
 
 
 def test_a_websocket_in_starlette(pages: Server) -> None:
@@ -108,6 +125,7 @@ def test_quart(server: str) -> None:
     pytest.importorskip("quart")
     with serve(server, "web_quart:app", folder=HOW_TO) as running:
         assert get(f"{running.url}/") == NAMES
+        each_tenant_gets_its_own(running.url)
 
 
 ADA = {"name": "Ada", "books": ["Letters", "Notes"]}
@@ -322,11 +340,45 @@ async def test_aiohttp(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("aiohttp")
     utils: Any = import_module("aiohttp.test_utils")
     app = runpy.run_path(str(HOW_TO / "aiohttp_app.py"))["app"]
-    async with utils.TestClient(utils.TestServer(app)) as client:
-        for _ in range(2):
-            async with client.get("/") as response:
-                assert await response.json() == NAMES
+    with pytest.raises(AssertionError, match="at most 1 batch, got 2"), max_batches(1):
+        async with utils.TestClient(utils.TestServer(app)) as client:
+            for _ in range(2):
+                async with client.get("/") as response:
+                    assert await response.json() == NAMES
     assert capsys.readouterr().out == BATCH * 2
+
+
+@pytest.mark.anyio
+@pytest.mark.only_on("asyncio")
+async def test_a_websocket_in_aiohttp() -> None:
+    pytest.importorskip("aiohttp")
+    web: Any = import_module("aiohttp.web")
+    utils: Any = import_module("aiohttp.test_utils")
+    program = runpy.run_path(str(HOW_TO / "aiohttp_app.py"))
+    batches: list[list[int]] = []
+
+    @batch_loader
+    async def note(ids: list[int]) -> list[int]:
+        batches.append(ids)
+        return ids
+
+    async def chat(request: Any) -> Any:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        with pytest.raises(LoaderNotOpenError):
+            note.load(1)
+        async for message in socket:
+            async with LoaderScope():
+                await socket.send_json(await note.load_many(message.json()))
+        return socket
+
+    program["app"].add_routes([web.get("/chat", chat)])
+    async with utils.TestClient(utils.TestServer(program["app"])) as client:
+        async with client.ws_connect("/chat") as socket:
+            for _ in range(2):
+                await socket.send_json([1, 2, 1])
+                assert await socket.receive_json() == [1, 2, 1]
+    assert batches == [[1, 2]] * 2
 
 
 # --- Django's threads ---

@@ -68,6 +68,14 @@ async def test_another_scope_does_not_see_it() -> None:
         assert await scope.get(who).load(1) == "anonymous"
 
 
+async def test_a_scope_inside_does_not_take_it_over() -> None:
+    async with LoaderScope() as scope:
+        scope.set(user, "Ann")
+        async with LoaderScope() as inner:
+            assert await inner.get(who).load(1) == "anonymous"
+        assert await scope.get(who).load(1) == "Ann"
+
+
 async def test_what_a_batch_function_sets_does_not_leak_and_does_not_hide_it() -> None:
     async def rude(keys: list[int]) -> list[str]:
         seen = user.get()

@@ -366,3 +366,21 @@ async def test_a_loader_that_is_opened_in_a_block_is_counted_whoever_loads() -> 
                     loaders.append(loader)
                     opened.set()
                     await wait_all_tasks_blocked()
+
+
+async def test_a_scope_of_a_task_that_was_started_before_a_block_is_outside_of_it() -> None:
+    """So are the requests of a server, which run in the context in which it was started."""
+    asked = anyio.Event()
+
+    async def serve() -> None:
+        await asked.wait()
+        async with LoaderScope() as scope:
+            assert await scope.get(echo).load(1) == 1
+
+    async with anyio.create_task_group() as tg:
+        with too_many("got 1;", "echo [1]"), max_batches(0):
+            tg.start_soon(serve)
+            await wait_all_tasks_blocked()
+            with max_batches(0):
+                asked.set()
+                await wait_all_tasks_blocked()

@@ -16,6 +16,8 @@ async def show(request: web.Request) -> web.StreamResponse:
 
 @web.middleware
 async def loader_scope(request: web.Request, handler: Handler) -> web.StreamResponse:
+    if web.WebSocketResponse().can_prepare(request):
+        return await handler(request)  # where each message opens one
     async with LoaderScope():
         return await handler(request)
 
