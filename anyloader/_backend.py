@@ -78,6 +78,8 @@ class Backend(Protocol):
     #: Whether a task group of anyio that has no task is no more than its cancel scope. Its own way out
     #: passes a shielded round then, which costs twice as much as all else that it does.
     group_is_scope: bool
+    #: Whether tasks count how often they were cancelled, and scopes take their share off in the end.
+    counts_cancellations: bool
     #: What can run in this round, where that can be seen: nothing can if it is empty.
     ready: Sized
 
@@ -130,7 +132,7 @@ _UNSEEN = (None,)
 
 
 class AsyncioBackend:
-    waits_for_futures = group_is_scope = True
+    waits_for_futures = group_is_scope = counts_cancellations = True
     # What is only one round on trio (the end of a task group, or of a gather) takes asyncio three: the
     # child, its done callback, who waits for it. With two checkpoints a load after a group with a
     # child would miss the batch that it shares on trio.
@@ -223,7 +225,7 @@ def _find_queue(loop: Any) -> Sized:
 
 
 class TrioBackend:
-    waits_for_futures = group_is_scope = False
+    waits_for_futures = group_is_scope = counts_cancellations = False
     quiet = 2
     ready: Sized = _UNSEEN
     __slots__ = ("checkpoint", "current", "new_waiter", "token")

@@ -39,16 +39,27 @@ _LEAD: Final = "lead"
 
 
 class _Worker:
-    __slots__ = ("job", "scope", "steps", "waiter")
+    __slots__ = ("_is_counted", "job", "scope", "steps", "waiter")
 
-    def __init__(self, job: Any) -> None:
+    def __init__(self, job: Any, is_counted: bool) -> None:
         #: What its task will run, until that makes its first step.
         self.steps: Coroutine[Any, Any, None] | None = None
         #: What to do now: a batch to run, or ``_LEAD``; ``None`` while idle.
         self.job = job
         self.scope = CancelScope()
+        self._is_counted = is_counted
         #: What wakes it; set before it becomes idle.
         self.waiter: Waiter
+
+    def __enter__(self) -> None:
+        self.scope.__enter__()
+
+    def __exit__(self, *exc: Any) -> bool:
+        if self._is_counted and self.scope.cancel_called:
+            # Else, where a scope around is cancelled too, anyio hands what this one has to take off
+            # `Task.cancelling()` to that: the group's, whose task would lose a cancellation of its own.
+            self.scope.shield = True
+        return self.scope.__exit__(*exc)
 
 
 class _Unheard:
@@ -150,7 +161,8 @@ class Workers:
                 job.worker_scope = worker.scope
             self.backend.wake((worker.waiter,))
             return
-        worker = self.context.run(_Worker, job)  # its scope asks which library runs
+        # In the context, as its scope asks which library runs.
+        worker = self.context.run(_Worker, job, self.backend.counts_cancellations)
         self._workers.add(worker)
         self._has_started = self._starting = True
         try:
@@ -188,7 +200,7 @@ class Workers:
                 # An eager task group runs this inside load(). Without a checkpoint first the
                 # batch would leave earlier than on a lazy one, with rounds(0) before its key is in.
                 await self.backend.checkpoint()
-            with worker.scope:
+            with worker:
                 while True:
                     if worker.job is _LEAD:
                         worker.job = self._pass_round()

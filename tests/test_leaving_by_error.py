@@ -446,3 +446,33 @@ async def test_a_task_whose_block_was_ended_by_a_batch_function_is_not_cancelled
             await anyio.sleep_forever()
     task: Any = asyncio.current_task()
     assert task.cancelling() == 0
+
+
+@pytest.mark.only_on("asyncio")
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 does not count cancellations")
+@pytest.mark.parametrize("first", ["scope", "task"])
+async def test_a_native_cancellation_comes_out_whatever_else_is_cancelled_in_its_step(
+    first: str,
+) -> None:
+    """As where a time limit ends just when a client leaves, or in the same step as ``wait_for``."""
+    began = asyncio.Event()
+
+    async def fetch(keys: list[int]) -> list[int]:
+        began.set()
+        await anyio.sleep_forever()
+        return keys
+
+    async def request() -> None:
+        async with DataLoader(fetch) as loader:
+            loader.load(1)
+            with limit:
+                await anyio.sleep_forever()
+
+    limit = anyio.CancelScope()
+    task: Any = asyncio.ensure_future(request())
+    await began.wait()
+    for cancel in (limit.cancel, task.cancel) if first == "scope" else (task.cancel, limit.cancel):
+        cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert task.cancelling() == 1, "or who cancelled it could not tell"
