@@ -60,8 +60,9 @@ T = TypeVar("T")
 ELSEWHERE = (
     "this loader was opened in another event loop than the one that runs here, or this is another "
     "thread. From a thread, of whatever kind, call anyio.from_thread.run(loader.load, key, "
-    "token=token), with token = anyio.lowlevel.current_token() taken in the event loop of the loader; "
-    "in another event loop open a loader of its own"
+    "token=token), with token = anyio.lowlevel.current_token() taken in the event loop of the loader, or "
+    "run_sync for what is not awaited, such as clear, prime and scope.set; in another event loop open a "
+    "loader of its own"
 )
 
 

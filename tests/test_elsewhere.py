@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -119,6 +120,26 @@ async def test_a_handle_is_not_awaited_in_another_event_loop(other: str, call: s
         gate.set()
         assert await outcome(load) in (1, [1])
         assert await anyio.to_thread.run_sync(await_elsewhere, load) in (1, [1])
+
+
+async def test_the_way_that_the_message_shows_for_what_is_not_awaited_works() -> None:
+    user: ContextVar[int] = ContextVar("user")
+
+    async def fetch(keys: list[int]) -> list[int]:
+        return [user.get()] * len(keys)
+
+    def work() -> int:
+        with pytest.raises(RuntimeError, match=r"run_sync for what is not awaited, such as .*set"):
+            scope.set(user, 7)
+        anyio.from_thread.run_sync(scope.set, user, 7, token=token)
+        anyio.from_thread.run_sync(loader.prime, 1, 1, token=token)
+        anyio.from_thread.run_sync(loader.clear, 1, token=token)
+        return anyio.from_thread.run(loader.load, 1, token=token)
+
+    async with LoaderScope() as scope:
+        loader = scope.get(fetch)
+        token = anyio.lowlevel.current_token()
+        assert await anyio.to_thread.run_sync(work) == 7
 
 
 async def test_the_way_that_the_message_shows_works() -> None:
