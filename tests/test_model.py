@@ -256,11 +256,12 @@ class Machine(RuleBasedStateMachine):
                     due.append((self.opened[batch] + WINDOW, batch))
             if not due:
                 break
-            self.now, event = min(due, key=lambda one: one[0])
-            if isinstance(event, Group):
-                self._give_up(event)
-            else:
-                self.model.be_due(event)
+            self.now = min(when for when, _ in due)
+            for when, event in due:  # those of one moment end before anything follows from it
+                if when == self.now and isinstance(event, Group):
+                    self._give_up(event)
+                elif when == self.now:
+                    self.model.be_due(event)
             self._follow()
         self.now = until
         self._check()
