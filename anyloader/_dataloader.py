@@ -469,10 +469,11 @@ class DataLoader(Generic[K, V]):
         """
         Forget all keys, as :meth:`clear` does.
 
-        In the value cache it reaches the keys that this loader has cached or cleared, and those that
-        are on their way: what their batches have read before stays nowhere. It does not reach what only
-        others have stored, nor, with ``cache=False`` and ``"pending"``, what this loader has stored and
-        forgotten; name those keys to :meth:`clear_many`.
+        In the value cache it reaches the keys that this loader has cached, and those that are on their
+        way: what their batches have read before stays nowhere. It does not reach what only others have
+        stored, nor what this loader has stored and forgotten: with ``cache=False`` and ``"pending"``,
+        or by an earlier ``clear`` of a key on its way (until the scope is left, which deletes it once
+        more). Name those keys to :meth:`clear_many`.
 
         :raises LoaderNotOpenError: if it is bound to a :class:`LoaderScope` that is not ambient
         :raises LoaderClosedError: if that scope has ended

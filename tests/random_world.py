@@ -12,6 +12,7 @@ after part of it.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
@@ -306,10 +307,10 @@ class World:
             source = self.program.sources[call.source]
             if not call.keys:
                 self.wrong(f"{call} has no keys")
-            if len(call.keys) > source.option("max_batch_size", 99):
+            if len(call.keys) > source.option("max_batch_size", math.inf):
                 self.wrong(f"{call} is too big")
             weight = sum(key + 1 for key in call.keys)
-            if len(call.keys) > 1 and weight > source.option("max_batch_weight", 99):
+            if len(call.keys) > 1 and weight > source.option("max_batch_weight", math.inf):
                 self.wrong(f"{call} is too heavy")
             sure = source.keys != "broken" and not source.cache_map
             once = sure and (source.kind == "stream" or source.option("deduplicate"))
@@ -379,13 +380,13 @@ class World:
             self.resets[one] += 1
             self.cleared[one] = self.tick()
         elif op.name == "clear_all":
+            # In a value cache it reaches what this loader remembers now.
+            everything = self.program.sources[number].value_cache is None
+            reached = [key for key in range(5) if everything or loader.peek(self.key(number, key))]
             self.resets.update((number, key) for key in range(5))
             loader.clear_all()
-            # In a value cache it reaches what this loader remembers, and one of these may remember nothing.
-            source = self.program.sources[number]
-            if source.value_cache is None or source.option("cache", True) is True:
-                for key in range(5):
-                    self.cleared[number, key] = self.tick()
+            for key in reached:
+                self.cleared[number, key] = self.tick()
         elif op.name in ("prime", "force"):
             self.resets[one] += 1
             loader.prime(keys[0], Value(*one, self.tick()), force=op.name == "force")
