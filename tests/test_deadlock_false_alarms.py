@@ -10,7 +10,7 @@ import anyio
 import anyio.from_thread
 import pytest
 
-from anyloader import DataLoader, LoadDeadlockError, schedules
+from anyloader import DataLoader, LoadDeadlockError, LoaderScope, schedules
 from support import Recorder, run_shuffled, wait_all_tasks_blocked
 from support.deadlocks import (
     Await,
@@ -42,6 +42,35 @@ async def test_a_loader_may_descend_a_tree_by_its_own_loads() -> None:
         for node in nodes:
             nodes += children(node)
         assert await settled(loader.load(0)) == len(nodes)
+
+
+async def test_two_ways_to_what_is_awaited_and_two_to_who_awaits_are_no_cycle() -> None:
+    """``top`` needs ``middle`` by two others, and ``middle`` needs ``bottom`` by two others."""
+    needs = {"top": "ab", "a": ["middle"], "b": ["middle"], "middle": ["hub"]}
+    needs |= {"hub": "cd", "c": ["bottom"], "d": ["bottom"]}
+    loaders: dict[str, DataLoader[int, int]] = {}
+    gate = anyio.Event()
+
+    def function(name: str) -> Any:
+        async def fetch(keys: list[int]) -> list[int]:
+            async with anyio.create_task_group() as tg:
+                for need in needs.get(name, ()):
+                    tg.start_soon(loaders[need].load(1).wait)
+                if name == "bottom":
+                    await gate.wait()
+            return keys
+
+        return fetch
+
+    async with LoaderScope():
+        for name in (*needs, "bottom"):
+            loaders[name] = DataLoader[int, int](function(name))
+        hub = loaders["hub"].load(1)
+        await wait_all_tasks_blocked()
+        top = loaders["top"].load(1)
+        await wait_all_tasks_blocked()
+        gate.set()
+        assert (await hub, await top) == (1, 1)
 
 
 async def test_loaders_may_load_from_each_other_without_a_cycle() -> None:
