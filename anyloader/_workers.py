@@ -246,6 +246,7 @@ class Workers:
             left, self._counted = self._counted, []
         else:
             left = [] if job is None else [job]
+        self._release_tokens(left)
         for batch in left:
             if not batch.is_done:
                 batch.cancel("its task was cancelled before the batch was sent", None)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
-from anyloader import DataLoader, LoadCancelledError, schedules
+from anyloader import DataLoader, LoadCancelledError, LoaderScope, schedules
 from support import Recorder, wait_all_tasks_blocked
 
 pytestmark = pytest.mark.anyio
@@ -215,6 +218,29 @@ async def test_batches_that_wait_for_a_token_finish_if_somebody_awaits_them() ->
             tg.start_soon(load)
             await wait_all_tasks_blocked()
     assert results == [[1, 2, 3]]
+
+
+@pytest.mark.only_on("asyncio")
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio.TaskGroup is new in Python 3.11")
+@pytest.mark.parametrize("rounds", range(6))
+async def test_tokens_are_given_back_whenever_an_asyncio_group_fails(rounds: int) -> None:
+    """Also where two batches have just left: it cancels the task of the second before that has begun."""
+    limiter = anyio.CapacityLimiter(2)
+
+    async def fail() -> None:
+        for _ in range(rounds):
+            await checkpoint()
+        raise ConnectionError
+
+    with pytest.raises(Exception, match="unhandled errors in a TaskGroup"):
+        async with asyncio.TaskGroup() as tg:  # type: ignore[attr-defined,unused-ignore]  # pyright: ignore
+            group: Any = tg
+            async with LoaderScope(group, limiter=limiter) as scope:
+                for fetch in Gauge(), Gauge():
+                    scope.get(fetch).load(1)
+                group.create_task(fail())
+                await anyio.sleep_forever()
+    assert limiter.borrowed_tokens == 0
 
 
 # --- given up while waiting for a token ---
