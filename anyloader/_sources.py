@@ -29,11 +29,11 @@ def source_key(source: Any, arguments: Mapping[str, Any]) -> Any:
 
     :raises TypeError: if something in it cannot be hashed
     """
-    source = get_origin(source) or source  # of a generic class that was given its arguments
     given: tuple[Any, ...] = ()
     if isinstance(source, partial):
         given, arguments = source.args, {**source.keywords, **arguments}
         source = source.func
+    source = _class_of(source)
     try:
         hash(source)
     except TypeError:
@@ -42,6 +42,11 @@ def source_key(source: Any, arguments: Mapping[str, Any]) -> Any:
         source, {**{f"argument {i}": value for i, value in enumerate(given)}, **arguments}
     )
     return (source, given, frozenset(arguments.items())) if given or arguments else source
+
+
+def _class_of(source: Any) -> Any:
+    """Return the class, of a generic one that was given its arguments."""
+    return get_origin(source) or source
 
 
 def _check_hashable(source: Any, arguments: Mapping[str, Any]) -> None:
@@ -101,8 +106,8 @@ def make_loader(
     :param given: what a partial gives to a class by position
     :raises TypeError: if it cannot be made
     """
-    source = get_origin(source) or source
-    if isinstance(source, partial) and isinstance(source.func, type):
+    source = _class_of(source)
+    if isinstance(source, partial) and isinstance(_class_of(source.func), type):
         return make_loader(source.func, {**source.keywords, **arguments}, source.args)
     if isinstance(source, type):
         if not issubclass(source, DataLoader):

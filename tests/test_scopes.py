@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 import anyio
@@ -228,6 +229,14 @@ async def test_a_generic_class_can_be_given_with_its_arguments() -> None:
         assert await loader.load(1) == 1
         with pytest.raises(TypeError):
             scope.get(DataLoader[int, int])
+
+
+async def test_a_partial_of_a_generic_class_with_its_arguments_is_one_of_the_class() -> None:
+    async with LoaderScope() as scope:
+        source: Any = partial(DataLoader[int, int], double)
+        loader = scope.get(source)
+        assert await loader.load(1) == 2
+        assert scope.get(cast(Any, partial(DataLoader, double))) is loader
 
 
 async def test_get_before_the_scope_is_entered_is_refused() -> None:
