@@ -75,7 +75,7 @@ class Gate:
     def __init__(self, limiter: anyio.CapacityLimiter, token: object) -> None:
         self._token = ref(token)
         self.limiter_ref = ref(limiter)
-        #: Who needs several tokens takes them in this order, so that no two wait for each other.
+        #: Who needs several tokens asks for them in this order.
         self.number = next(_numbers)
         #: Changed by :meth:`take`, :meth:`acquire` and :meth:`release` only.
         self.holders: dict[Batch, None] = {}

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Gener
 from contextvars import Context
 from functools import partial
 from types import CoroutineType, coroutine
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 from anyio import CancelScope
@@ -32,6 +32,9 @@ from ._results import article, rebased, without_our_frames, wrong_result
 from ._streams import run_stream
 from .hooks import BatchStarted, watches
 from .schedules import Polling
+
+if TYPE_CHECKING:
+    from ._limits import Gate
 
 __all__ = ("Workers", "closed")
 
@@ -315,7 +318,7 @@ class Workers:
         try:
             for batch in leaving:
                 if batch.gates:
-                    self._has_tokens(batch)
+                    self._take_tokens(batch)
             for batch in leaving:
                 if batch.state is _batch.OPEN and batch.pulse is self:
                     batch.seal("schedule")
@@ -344,15 +347,21 @@ class Workers:
 
     # Tokens
 
-    def _has_tokens(self, batch: Batch) -> bool:
-        """Take the tokens that a batch needs; where one is missing, it goes on taking keys."""
+    def _take_tokens(self, batch: Batch) -> Gate | None:
+        """
+        Take the tokens that a batch needs; return a gate that has none, and it goes on taking keys.
+
+        All or nothing: one that held a token while it waits for another could close a cycle of those who
+        wait already, with no await that could be refused for it.
+        """
         if batch.live:  # or nobody wants it, and its seal will end it
             for gate in batch.gates:
                 if batch not in gate.holders and not gate.take(batch):
+                    self._release_tokens((batch,))
                     batch.pulse = _UNHEARD
                     batch.settle_deferred()
-                    return False
-        return True
+                    return gate
+        return None
 
     def _release_tokens(self, batches: Any) -> None:
         for batch in batches:
@@ -398,11 +407,9 @@ class Workers:
         """Wait for the schedule and for the tokens of a batch, and seal it."""
         if batch.state is _batch.OPEN and batch.pulse is self:
             await self._await_schedule(batch)
-        if not batch.is_done and not self._has_tokens(batch):
+        while not batch.is_done and (gate := self._take_tokens(batch)) is not None:
             batch.waits_for_token = True
-            for gate in batch.gates:
-                if batch not in gate.holders:
-                    await gate.acquire(batch)
+            await gate.acquire(batch)
             batch.waits_for_token = False
         if batch.state is _batch.OPEN:
             batch.seal("schedule")

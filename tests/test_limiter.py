@@ -116,6 +116,32 @@ async def test_a_batch_waits_for_a_token_that_somebody_else_holds() -> None:
         assert await handle == 1
 
 
+async def test_a_batch_that_waits_for_a_token_holds_no_other_one() -> None:
+    """Or who awaits a load that needs the other one might wait for that batch, and it for him."""
+    both, one = anyio.CapacityLimiter(2), anyio.CapacityLimiter(1)
+    goes_on, ends = anyio.Event(), anyio.Event()
+
+    async def fetch(keys: list[int]) -> list[int]:
+        if keys == [1]:
+            await goes_on.wait()
+            await below.load(1)
+        return keys
+
+    async with LoaderScope(limiter=both):
+        blocking = DataLoader(Recorder[int, int](int, gate=ends))
+        loader = DataLoader(fetch, limiter=one)
+        below = DataLoader(Recorder[int, int](int))
+        loads = [blocking.load(0)]
+        await wait_all_tasks_blocked()
+        for key in 1, 2:  # the second one waits for a token of each limiter
+            loads.append(loader.load(key))
+            await wait_all_tasks_blocked()
+        goes_on.set()
+        await wait_all_tasks_blocked()
+        ends.set()
+        assert [await load for load in loads] == [0, 1, 2]
+
+
 # --- given back ---
 
 
