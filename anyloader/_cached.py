@@ -115,7 +115,8 @@ class Cached(Place):
 
     def clear_all(self) -> None:
         self.check_place()
-        self.forget_all({} if self.scope is None else self.scope.batches())
+        scope = None if self.second_level is None else self.scope  # nothing else asks for batches
+        self.forget_all({} if scope is None else scope.batches())
 
     def forget_all(self, batches: Mapping[Any, Iterable[Batch]]) -> None:
         """

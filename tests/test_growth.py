@@ -540,3 +540,17 @@ async def test_clearing_a_scope_takes_steps_in_proportion_to_its_loaders() -> No
     few, many = await steps_of_clearing(50), await steps_of_clearing(200)
     assert few > 50
     assert many < 5 * few
+
+
+async def test_clearing_a_loader_without_a_value_cache_looks_at_no_batches() -> None:
+    counts = []
+    for n in (1, 50):
+        steps: list[str] = []
+        async with LoaderScope():
+            loaders = [DataLoader(fetch) for _ in range(n)]
+            for loader in loaders:
+                loader.load(1)
+            with counting(steps):
+                loaders[0].clear_all()
+        counts.append(len(steps))
+    assert counts[0] == counts[1] > 0
